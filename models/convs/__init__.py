@@ -1,0 +1,32 @@
+"""The registry of convolution variants: one file a variant, one interface for every network.
+
+    create_conv("gaussian", 16, 32, 7, padding=3, order=2)     one layer
+    build_variant({"name": "gaussian", "order": 2})            what a network asks for its layers
+"""
+
+from models.convs.dau import DAUConv2d
+from models.convs.depthwise_separable import DepthwiseSeparableConv2d
+from models.convs.gaussian import GaussianDerivativeConv2d
+from models.convs.registry import ConvSpec, build_variant, create_conv, list_convs, register_conv
+from models.convs.rfnn import RFNNConv2d
+from models.convs.standard import StandardVariant
+from models.convs.synthesised import SynthesisedConv2d, geometry_parameters
+from models.convs.variant import Position, SpatialVariant, Variant
+
+__all__ = [
+    "ConvSpec",
+    "DAUConv2d",
+    "DepthwiseSeparableConv2d",
+    "GaussianDerivativeConv2d",
+    "Position",
+    "RFNNConv2d",
+    "SpatialVariant",
+    "StandardVariant",
+    "SynthesisedConv2d",
+    "Variant",
+    "build_variant",
+    "create_conv",
+    "geometry_parameters",
+    "list_convs",
+    "register_conv",
+]

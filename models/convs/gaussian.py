@@ -1,0 +1,254 @@
+"""`gaussian`: the fully trainable Gaussian derivative layer of Penaud-Polge, Velasco-Forero and Angulo (ICIP 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.convs.registry import register_conv
+from models.convs.synthesised import SynthesisedConv2d
+from models.convs.variant import IntOrPair, SpatialVariant
+from models.names import check_name
+
+Geometry = Literal["sigma", "mu", "theta"]
+Range = float | tuple[float, float]
+"""A fixed value, or the bounds of a uniform draw."""
+
+# A depthwise convolution takes this many times longer per multiply-add than a dense one (measured on a CPU, forward
+# and backward; `make bench` shows both orders).
+DEPTHWISE_COST = 16
+
+
+def basis_orders(order: int) -> list[tuple[int, int]]:
+    """Orders (p, q) with p + q <= order of a basis, (order + 1)(order + 2) / 2 of them: i = 0..K, j = 0..i, (j, i - j)."""
+    return [(j, i - j) for i in range(order + 1) for j in range(i + 1)]
+
+
+def gaussian_derivatives(y: Tensor, sigma: Tensor, order: int) -> list[Tensor]:
+    """G_0(y, sigma) ... G_order(y, sigma): the normalised 1-D Gaussian and its derivatives, shapes broadcast.
+
+    The Hermite recurrence He_{p+1}(t) = t He_p(t) - p He_{p-1}(t), written for the derivatives themselves:
+    G_{p+1} = -(y G_p + p G_{p-1}) / sigma^2.
+    """
+    precision = sigma**-2
+    derivatives = [torch.exp(-0.5 * precision * y * y) / (math.sqrt(2 * math.pi) * sigma)]
+    slope = -precision * y
+    for p in range(order):
+        following = slope * derivatives[p]
+        if p > 0:
+            following = following - (p * precision) * derivatives[p - 1]
+        derivatives.append(following)
+    return derivatives
+
+
+class GaussianDerivativeConv2d(SynthesisedConv2d):
+    r"""Convolution with linear combinations of oriented, shifted, anisotropic Gaussian derivatives.
+
+    Kernel n of basis b is eq. (1), \phi^{b,n}(x) = G_p(u_1 - \mu_1, \sigma_1) G_q(u_2 - \mu_2, \sigma_2) with
+    u_1 = x_1 cos(theta) + x_2 sin(theta), u_2 = -x_1 sin(theta) + x_2 cos(theta); x_1 runs along the width, x_2 along
+    the height, in pixels from the kernel's centre. Basis b serves its own block of out_channels / num_bases outputs:
+
+    - standard, eq. (3): weight_j^i = sum_n omega_{j,n}^i \phi^{b,n}, with omega of (out, N, in / groups);
+    - separated, eq. (4): omega_{j,n}^i = lambda_{j,n} beta_n^i, with lambda of (out, N) and beta of (blocks, N, in /
+      groups). A block is a run of outputs that share a basis and a group: num_bases blocks where groups is 1.
+
+    Args:
+        order: K, the highest order p + q of a basis, N = (K + 1)(K + 2) / 2 kernels; 0 is Gaussians alone.
+        num_bases: B; must divide out_channels.
+        separated: Eq. (4) in place of eq. (3).
+        trainable: Which of "sigma", "mu", "theta" are learnt; the others keep their initial values.
+        sigma_init, mu_init, theta_init: A fixed value, or the bounds of a uniform draw. As published by default.
+        min_sigma: Lower bound of every sigma, in pixels: sigma = min_sigma + softplus(raw_sigma), element by element.
+
+    Shapes: `sigma`, `mu` (B, N, 2) in pixels, along u_1 and u_2; `theta` (B, N) in radians.
+
+    Raises:
+        ValueError: Even kernel size, order below 0, num_bases that does not divide out_channels, a sigma_init at or
+            below min_sigma, an unknown name in `trainable`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        order: int = 3,
+        num_bases: int = 1,
+        separated: bool = False,
+        trainable: Sequence[Geometry] = ("sigma", "mu", "theta"),
+        sigma_init: Range = (0.5, 2.0),
+        mu_init: Range = (-1.0, 1.0),
+        theta_init: Range = (-math.pi, math.pi),
+        min_sigma: float = 0.1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        if order < 0:
+            raise ValueError(f"order must be 0 or more, got {order}")
+        if num_bases < 1 or out_channels % num_bases:
+            raise ValueError(f"num_bases ({num_bases}) must divide out_channels ({out_channels})")
+        if min_sigma <= 0 or _lowest(sigma_init) <= min_sigma:
+            raise ValueError(f"sigma_init ({sigma_init}) must lie above min_sigma ({min_sigma}), which must be positive")
+        for name in trainable:
+            check_name("trainable geometry", name, get_args(Geometry))
+        self.order = order
+        self.num_bases = num_bases
+        self.separated = separated
+        self.trainable = tuple(trainable)
+        self.min_sigma = min_sigma
+        self.init_ranges = {"sigma": sigma_init, "mu": mu_init, "theta": theta_init}
+
+        orders = basis_orders(order)
+        self.num_kernels = len(orders)
+        geometry = {
+            "raw_sigma": (num_bases, self.num_kernels, 2),
+            "mu": (num_bases, self.num_kernels, 2),
+            "theta": (num_bases, self.num_kernels),
+        }
+        for name, shape in geometry.items():
+            if name.removeprefix("raw_") in self.trainable:
+                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+            else:
+                self.register_buffer(name, torch.empty(shape))
+        if separated:
+            blocks = math.lcm(num_bases, groups)
+            self.lambda_ = nn.Parameter(torch.empty(out_channels, self.num_kernels))
+            self.beta = nn.Parameter(torch.empty(blocks, self.num_kernels, in_channels // groups))
+        else:
+            self.omega = nn.Parameter(torch.empty(out_channels, self.num_kernels, in_channels // groups))
+
+        height, width = (torch.arange(size) - (size - 1) / 2 for size in self.kernel_size)
+        x_2, x_1 = torch.meshgrid(height, width, indexing="ij")
+        self.register_buffer("grid", torch.stack([x_1, x_2]), persistent=False)  # (2, kH, kW)
+        # (K + 1, N, 2): 1 where kernel n takes that order along u_1 or u_2. Masks vectorise over kernels.
+        masks = F.one_hot(torch.tensor(orders), order + 1).permute(2, 0, 1)
+        self.register_buffer("order_masks", masks.to(torch.get_default_dtype()), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the geometry as told, and the coefficients so that the dense weight has He's variance.
+
+        Each kernel contributes equally: its coefficients are normal with a deviation inverse to the kernel's norm.
+        """
+        _draw(self.mu, self.init_ranges["mu"])
+        _draw(self.theta, self.init_ranges["theta"])
+        sigma = _draw(torch.empty_like(self.raw_sigma), self.init_ranges["sigma"])
+        self.raw_sigma.copy_(_inverse_softplus(sigma - self.min_sigma))
+
+        norms = self.kernels().flatten(2).norm(dim=2)  # (B, N)
+        fan_in = self.in_channels // self.groups * self.num_kernels
+        scale = (math.sqrt(2 / fan_in) / norms).repeat_interleave(self.out_channels // self.num_bases, 0)  # (out, N)
+        if self.separated:
+            self.lambda_.normal_().mul_(scale)
+            self.beta.normal_()
+        else:
+            self.omega.normal_().mul_(scale[..., None])
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @property
+    def sigma(self) -> Tensor:
+        """Scales (B, N, 2) in pixels, above `min_sigma`."""
+        return self.min_sigma + F.softplus(self.raw_sigma)
+
+    def kernels(self) -> Tensor:
+        """The kernels of every basis, (B, N, kH, kW): eq. (1) sampled at the pixels' centres."""
+        with torch.autocast(self.mu.device.type, enabled=False):
+            dtype = torch.promote_types(self.mu.dtype, torch.float32)
+            sigma, mu, theta = (value.to(dtype) for value in (self.sigma, self.mu, self.theta))
+            cos, sin = theta.cos(), theta.sin()
+            rotation = torch.stack([cos, sin, -sin, cos], dim=-1).unflatten(-1, (2, 2))  # (B, N, 2, 2)
+            u = rotation @ self.grid.to(dtype).flatten(1)  # (B, N, 2, kH * kW)
+            y = (u - mu[..., None]).unflatten(-1, self.kernel_size)
+            derivatives = gaussian_derivatives(y, sigma[..., None, None], self.order)
+            masks = self.order_masks[..., None, None].to(dtype)
+            along = derivatives[0] * masks[0]
+            for derivative, mask in zip(derivatives[1:], masks[1:], strict=True):
+                along = torch.addcmul(along, derivative, mask)
+            return along[:, :, 0] * along[:, :, 1]
+
+    def coefficients(self) -> Tensor:
+        """omega of eq. (3), (out_channels, N, in_channels // groups); the product lambda * beta where separated."""
+        if not self.separated:
+            return self.omega
+        lambda_ = self.lambda_.unflatten(0, (len(self.beta), -1))  # (blocks, out / blocks, N)
+        return (lambda_[..., None] * self.beta[:, None]).flatten(0, 1)
+
+    def dense_weight(self) -> Tensor:
+        kernels = self.kernels().flatten(2).transpose(1, 2)[:, None]  # (B, 1, kH * kW, N)
+        coefficients = self.coefficients().unflatten(0, (self.num_bases, -1))  # (B, out / B, N, in / groups)
+        weight = (kernels.to(coefficients.dtype) @ coefficients).flatten(0, 1).unflatten(1, self.kernel_size)
+        return weight.permute(0, 3, 1, 2)  # in memory this is channels_last, as the convolution wants it
+
+    def geometry_parameters(self) -> list[nn.Parameter]:
+        return [value for value in (self.raw_sigma, self.mu, self.theta) if isinstance(value, nn.Parameter)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused_weight is None and self.separated and self._factorised_is_cheaper(x.shape):
+            return self.forward_factorised(x)
+        return super().forward(x)
+
+    def forward_factorised(self, x: Tensor) -> Tensor:
+        r"""Eq. (4) from the inside out, sum_i beta_n^i (\phi_n * I_i) = \phi_n * (sum_i beta_n^i I_i).
+
+        A 1x1 convolution with beta, a depthwise one with the kernels, a 1x1 one with lambda: equal to the dense form.
+        """
+        blocks = len(self.beta)
+        mixed = F.conv2d(x, self.beta.flatten(0, 1)[..., None, None], groups=self.groups)
+        kernels = self.kernels().repeat_interleave(blocks // self.num_bases, 0).flatten(0, 1)[:, None]
+        kernels = kernels.to(self.beta.dtype)
+        # On CPUs the backward pass of a depthwise convolution is several times slower in bfloat16 than in float32.
+        exact = x.device.type == "cpu"
+        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
+            mixed = mixed.to(kernels.dtype) if exact else mixed
+            filtered = F.conv2d(mixed, kernels, None, self.stride, self.padding, self.dilation, groups=len(kernels))
+        return F.conv2d(filtered, self.lambda_[..., None, None], self.bias, groups=blocks)
+
+    def _factorised_is_cheaper(self, shape: torch.Size) -> bool:
+        """Compare multiply-adds of the two evaluation orders for an input of this shape."""
+        area = self.kernel_size[0] * self.kernel_size[1]
+        fan_in, maps = self.in_channels // self.groups, len(self.beta) * self.num_kernels
+        pixels_in = shape[0] * shape[2] * shape[3]
+        pixels_out = pixels_in // (self.stride[0] * self.stride[1])
+        dense = fan_in * self.out_channels * area * (pixels_out + self.num_kernels)
+        factorised = pixels_in * fan_in * maps
+        factorised += pixels_out * (DEPTHWISE_COST * maps * area + self.num_kernels * self.out_channels)
+        return factorised < dense
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr(), f"order={self.order}", f"num_bases={self.num_bases}"]
+        if self.separated:
+            parts.append("separated=True")
+        if self.trainable != get_args(Geometry):
+            parts.append(f"trainable={self.trainable}")
+        return ", ".join(parts)
+
+
+def _draw(value: Tensor, bounds: Range) -> Tensor:
+    return value.data.uniform_(*bounds) if isinstance(bounds, Sequence) else value.data.fill_(bounds)
+
+
+def _lowest(bounds: Range) -> float:
+    return min(bounds) if isinstance(bounds, Sequence) else bounds
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    return value + torch.log(-torch.expm1(-value))
+
+
+@register_conv("gaussian")
+class GaussianVariant(SpatialVariant):
+    """Gaussian derivative layers wherever a kernel is odd and larger than 1."""
+
+    layer = GaussianDerivativeConv2d

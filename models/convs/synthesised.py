@@ -1,0 +1,112 @@
+"""Layers that compute their filters from other parameters and then are an ordinary convolution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.convs.variant import IntOrPair, pair
+
+
+class SynthesisedConv2d(nn.Module, ABC):
+    """A convolution whose dense weight is a function of its parameters.
+
+    Maps (N, in_channels, H, W) to (N, out_channels, H', W'), sizes as in `nn.Conv2d`, whose attributes it carries.
+    The weight is computed in float32 at least, also under autocast.
+
+    Raises:
+        ValueError: Even or non-positive kernel size (the filters are centred on a pixel), channels that the groups do
+            not divide.
+    """
+
+    fused_weight: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        size = pair(kernel_size)
+        if any(k < 1 or k % 2 == 0 for k in size):
+            raise ValueError(
+                f"{type(self).__name__} needs an odd kernel_size, since its filters are centred on a pixel; "
+                f"got {kernel_size}"
+            )
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels < 1 or groups < 1 or channels % groups:
+                raise ValueError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = size
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
+        self.groups = groups
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("fused_weight", None, persistent=False)
+
+    @abstractmethod
+    def dense_weight(self) -> Tensor:
+        """The filters, (out_channels, in_channels // groups, kH, kW): `conv2d(x, dense_weight(), bias) == layer(x)`."""
+
+    @abstractmethod
+    def geometry_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters that say where and how wide filters are, as opposed to how much they weigh."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.dense_weight() if self.fused_weight is None else self.fused_weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolve `x` with a dense weight, with this layer's bias, stride, padding, dilation and groups."""
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Keep the dense weight, so that inference costs what an `nn.Conv2d` costs. `train()` undoes it.
+
+        The state dict stays that of the parameters: it loads into fused and unfused layers alike.
+        """
+        self.fused_weight = self.dense_weight()
+
+    def unfuse(self) -> None:
+        """Compute the weight from the parameters again."""
+        self.fused_weight = None
+
+    def train(self, mode: bool = True) -> SynthesisedConv2d:
+        if mode:
+            self.unfuse()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.fused_weight is not None:
+            self.fuse()
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        if self.padding != (0, 0):
+            parts.append(f"padding={self.padding}")
+        if self.dilation != (1, 1):
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
+
+
+def geometry_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """All geometry parameters in `module`: they want their own learning rate, and no weight decay pulls at them."""
+    layers = (layer for layer in module.modules() if isinstance(layer, SynthesisedConv2d))
+    return [parameter for layer in layers for parameter in layer.geometry_parameters()]

@@ -1,0 +1,180 @@
+"""What a network may ask of a convolution variant: its convolutions and its norms, and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from models.names import check_name, option_names
+
+Position = Literal["entry", "inner", "exit"]
+"""Where a convolution stands: it takes the image in, works on features, or gives a plain tensor out."""
+
+IntOrPair = int | tuple[int, int]
+LAYER_ARGUMENTS = frozenset(
+    {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"}
+)
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "none": lambda num_features: nn.Identity()}
+
+
+def pair(value: IntOrPair | Sequence[int]) -> tuple[int, int]:
+    """(value, value) for an int; a sequence of two as a tuple."""
+    if isinstance(value, int):
+        return value, value
+    first, second = value
+    return int(first), int(second)
+
+
+class Variant(ABC):
+    """A kind of convolution, with its options, as a network sees it.
+
+    A network never tests which variant it was given: it asks `conv`, `conv_transpose` and `norm` for layers and
+    otherwise is ordinary torch code. `in_channels` may be a tuple, the parts of a `torch.cat`, since a variant that
+    splits channels splits each part.
+
+    Attributes:
+        name: The name in the registry, set by `register_conv`.
+        spec: The name and the options that were given, as plain data: `build_variant(variant.spec)` makes an equal one.
+    """
+
+    name: ClassVar[str]
+    layer: ClassVar[Callable[..., nn.Module]]
+
+    def __init__(self, *, kernel_size: int | None = None, **options: Any) -> None:
+        if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size of a conv spec must be odd and positive, got {kernel_size}")
+        valid = self.option_names()
+        for option in options:
+            check_name(f"option of conv {self.name!r}", option, valid)
+        self.kernel_size = kernel_size
+        self.options = options
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """Names of the options that a conv spec of this variant may carry."""
+        return option_names(cls.layer, besides=LAYER_ARGUMENTS) | {"kernel_size"}
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        kernel_size = {} if self.kernel_size is None else {"kernel_size": self.kernel_size}
+        return {"name": self.name, **kernel_size, **self.options}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec})"
+
+    def create(
+        self, in_channels: int, out_channels: int, kernel_size: IntOrPair, *, position: Position = "inner", **geometry: Any
+    ) -> nn.Module:
+        """This variant's layer, of exactly this shape; `geometry` is stride, padding, dilation, groups and bias."""
+        return self.layer(in_channels, out_channels, kernel_size, **geometry, **self.layer_options(position))
+
+    def layer_options(self, position: Position) -> dict[str, Any]:
+        """Options handed to the layer at `position`."""
+        return self.options
+
+    @abstractmethod
+    def conv(
+        self,
+        in_channels: int | tuple[int, ...],
+        out_channels: int,
+        kernel_size: IntOrPair,
+        *,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        position: Position = "inner",
+    ) -> nn.Module:
+        """A convolution for a network, arguments as in `nn.Conv2d`."""
+
+    @abstractmethod
+    def conv_transpose(
+        self,
+        in_channels: int | tuple[int, ...],
+        out_channels: int,
+        kernel_size: IntOrPair,
+        *,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        output_padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        position: Position = "inner",
+    ) -> nn.Module:
+        """A transposed convolution for a network, arguments as in `nn.ConvTranspose2d`."""
+
+    def norm(self, num_features: int, kind: str = "batch", *, position: Position = "inner") -> nn.Module:
+        """The normalisation that follows the convolution at `position`."""
+        check_name("norm", kind, _NORMS)
+        return _NORMS[kind](num_features)
+
+
+class SpatialVariant(Variant):
+    """A variant that replaces how a kernel spreads in space: it takes odd kernels larger than 1, others stay plain.
+
+    With `kernel_size` in the spec the kernels it takes have that size, and their padding shifts so that sizes stay.
+    """
+
+    def conv(
+        self,
+        in_channels: int | tuple[int, ...],
+        out_channels: int,
+        kernel_size: IntOrPair,
+        *,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        position: Position = "inner",
+    ) -> nn.Module:
+        channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
+        size, pad, dilate = pair(kernel_size), pair(padding), pair(dilation)
+        if max(size) == 1 or any(k % 2 == 0 for k in size):
+            return nn.Conv2d(channels, out_channels, size, stride, pad, dilate, groups, bias)
+        if self.kernel_size is not None:
+            pad = (
+                pad[0] + dilate[0] * (self.kernel_size - size[0]) // 2,
+                pad[1] + dilate[1] * (self.kernel_size - size[1]) // 2,
+            )
+            size = pair(self.kernel_size)
+            if min(pad) < 0:
+                raise ValueError(
+                    f"kernel_size {self.kernel_size} in place of {kernel_size} with padding {padding} would need a "
+                    "negative padding to keep the output's size"
+                )
+        return self.create(
+            channels,
+            out_channels,
+            size,
+            stride=stride,
+            padding=pad,
+            dilation=dilate,
+            groups=groups,
+            bias=bias,
+            position=position,
+        )
+
+    def conv_transpose(
+        self,
+        in_channels: int | tuple[int, ...],
+        out_channels: int,
+        kernel_size: IntOrPair,
+        *,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        output_padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        position: Position = "inner",
+    ) -> nn.Module:
+        channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
+        return nn.ConvTranspose2d(
+            channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
+        )

@@ -1,0 +1,74 @@
+"""`fashion_cnn`: the four-layer network of Table 1 of the Gaussian derivative paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.convs import Variant
+from models.registry import register_model
+
+
+@register_model("fashion_cnn")
+class FashionCNN(nn.Module):
+    """Four convolutions, global average pooling, one dense layer.
+
+    Maps images (N, in_channels, H, W), 4 pixels or more a side, to logits (N, num_classes). Max pooling halves the maps
+    after the first and the second convolution. The paper pins the batch norms' gamma, mean and variance to 1, 0 and 1,
+    so that beta alone is left: `norm="bias"` writes that as what it is, the bias of the convolution. `norm="batch"` is
+    ordinary batch norm. The paper gives no widths; these are the suite's.
+
+    Args:
+        widths: Output channels of the four convolutions.
+        kernel_size: Side of the filters, odd; a `conv` spec may say otherwise for its own layers.
+        norm: "bias" or "batch".
+    """
+
+    def __init__(
+        self,
+        *,
+        conv: Variant,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        widths: Sequence[int] = (32, 64, 128, 128),
+        kernel_size: int = 3,
+        norm: str = "bias",
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4:
+            raise ValueError(f"widths must name four layers, got {list(widths)}")
+        if norm not in ("bias", "batch"):
+            raise ValueError(f"norm must be 'bias' or 'batch', got {norm!r}")
+        for i, (before, width) in enumerate(zip([in_channels, *widths[:-1]], widths, strict=True), start=1):
+            position = {1: "entry", 4: "exit"}.get(i, "inner")
+            layer = conv.conv(
+                before, width, kernel_size, padding=kernel_size // 2, bias=norm == "bias", position=position
+            )
+            self.add_module(f"conv{i}", layer)
+            self.add_module(f"norm{i}", conv.norm(width, "none" if norm == "bias" else norm, position=position))
+        self.num_features = widths[-1]
+        self.fc = nn.Linear(self.num_features, num_classes)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """He initialisation and zero biases for free-form filters, as the structured ones start."""
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, (N, widths[3], H // 4, W // 4)."""
+        # Pooling commutes with the rectifier, which then has a quarter of the values to go through.
+        x = F.relu(F.max_pool2d(self.norm1(self.conv1(x)), 2))
+        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))
+        x = F.relu(self.norm3(self.conv3(x)))
+        return F.relu(self.norm4(self.conv4(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.adaptive_avg_pool2d(self.forward_features(x), 1).flatten(1))

@@ -1,0 +1,29 @@
+"""One error for every mistyped name: it offers the nearest valid one and lists the rest."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class UnknownNameError(ValueError):
+    """A name (of a network, a variant, an option ...) that does not exist."""
+
+
+def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
+    """Raise `UnknownNameError` unless `name` is one of `valid`; the message names the nearest and lists all."""
+    names = sorted(valid)
+    if name in names:
+        return
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    listed = ", ".join(names) if names else "none"
+    raise UnknownNameError(f"unknown {kind} {name!r}.{hint} Valid: {listed}.")
+
+
+def option_names(function: Callable[..., Any], *, besides: Iterable[str] = ()) -> set[str]:
+    """Names of the parameters that `function` takes, without `besides`."""
+    skipped = {"self", *besides}
+    return {name for name in inspect.signature(function).parameters if name not in skipped}

@@ -1,0 +1,238 @@
+"""The one contract that every convolution variant passes; a new variant joins by being registered."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.convs import SynthesisedConv2d, build_variant, create_conv, list_convs, register_conv
+from models.convs.variant import SpatialVariant
+from models.names import UnknownNameError
+
+# Settings of a variant beyond its defaults that deserve the whole contract too.
+SETTINGS = {
+    "dau": [{"num_units": 3}, {"trainable": ("mu",)}],
+    "gaussian": [
+        {"order": 0},
+        {"num_bases": 4, "order": 2},
+        {"num_bases": 4, "separated": True},
+        {"trainable": ("sigma",), "mu_init": 0.0, "theta_init": 0.0, "sigma_init": 1.0},
+    ],
+    "rfnn": [{"order": 2, "sigma": 1.5}],
+}
+CASES = [(name, options) for name in list_convs() for options in [{}, *SETTINGS.get(name, [])]]
+IDS = [name + "".join(f"-{key}={value}" for key, value in options.items()) for name, options in CASES]
+
+pytestmark = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+
+
+def same_size(layer: nn.Module, x: torch.Tensor, **geometry: int) -> bool:
+    reference = nn.Conv2d(x.shape[1], 16, 5, **geometry)
+    return layer(x).shape == reference(x).shape
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 5), (16, 16)])
+def test_sizes_are_those_of_conv2d_down_to_one_pixel(name, options, size):
+    layer = create_conv(name, 8, 16, 5, padding=2, **options)
+    assert same_size(layer, torch.randn(2, 8, *size), padding=2)
+
+
+@pytest.mark.parametrize("geometry", [{"stride": 2, "padding": 2}, {"dilation": 2, "padding": 4}, {"stride": 3}, {}])
+def test_stride_dilation_and_padding(name, options, geometry):
+    layer = create_conv(name, 8, 16, 5, **geometry, **options)
+    assert same_size(layer, torch.randn(2, 8, 13, 11), **geometry)
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_do_not_mix(name, options, groups):
+    layer = create_conv(name, 8, 16, 3, padding=1, groups=groups, **options).double()
+    x = torch.randn(1, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+    layer(x)[:, : 16 // groups].sum().backward()
+    assert x.grad is not None
+    assert x.grad[:, : 8 // groups].abs().sum() > 0
+    assert x.grad[:, 8 // groups :].abs().sum() == 0
+
+
+def test_bias_counts_once(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    biases = [p for n, p in layer.named_parameters() if n.split(".")[-1] == "bias"]
+    assert [p.shape for p in biases] == [(16,)]
+    x = torch.randn(1, 8, 6, 6)
+    before = layer(x)
+    with torch.no_grad():
+        biases[0] += 1.5
+    torch.testing.assert_close(layer(x), before + 1.5)
+    assert not any(n.endswith("bias") for n, _ in create_conv(name, 8, 16, 3, bias=False, **options).named_parameters())
+
+
+def test_every_parameter_gets_a_gradient(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
+    for n, p in layer.named_parameters():
+        assert p.grad is not None, n
+        assert p.grad.isfinite().all(), n
+        assert p.grad.abs().sum() > 0, n
+
+
+def test_gradcheck(name, options):
+    layer = create_conv(name, 2, 4, 3, padding=1, **options).double()
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    parameters = {n: p.detach().clone().requires_grad_() for n, p in layer.named_parameters()}
+
+    def function(x, *values):
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
+
+    inputs = (x, *parameters.values())
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_bfloat16_autocast_is_close_and_trains(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    x = torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.1)
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_follows_the_module_to_another_dtype(name, options, dtype):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options).to(dtype)
+    assert layer(torch.randn(1, 8, 6, 6, dtype=dtype)).dtype == dtype
+
+
+def test_channels_last(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    x = torch.randn(2, 8, 6, 6)
+    expected = layer(x)
+    y = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiles_without_graph_breaks(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    x = torch.randn(2, 8, 6, 6)
+    expected = layer(x)
+    layer.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_state_dict_copy_and_pickle_round_trips(name, options):
+    layer = create_conv(name, 8, 16, 3, padding=1, **options)
+    x = torch.randn(1, 8, 6, 6)
+    expected = layer(x)
+    other = create_conv(name, 8, 16, 3, padding=1, **options)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), expected)
+
+
+def test_same_seed_same_layer(name, options):
+    torch.manual_seed(3)
+    first = create_conv(name, 8, 16, 3, **options).state_dict()
+    torch.manual_seed(3)
+    second = create_conv(name, 8, 16, 3, **options).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_dense_weight_is_the_layer(name, options):
+    layer = create_conv(name, 8, 16, 5, stride=2, padding=2, **options)
+    if not isinstance(layer, SynthesisedConv2d):
+        pytest.skip("has no synthesised weight")
+    for groups in (1, 4):
+        layer = create_conv(name, 8, 16, 5, stride=2, padding=2, groups=groups, **options)
+        x = torch.randn(2, 8, 9, 12)
+        dense = F.conv2d(x, layer.dense_weight(), layer.bias, 2, 2, 1, groups)
+        torch.testing.assert_close(layer(x), dense, rtol=1e-5, atol=1e-5)
+
+
+def test_fuse_changes_nothing_but_the_cost(name, options):
+    layer = create_conv(name, 8, 16, 5, padding=2, **options)
+    if not isinstance(layer, SynthesisedConv2d):
+        pytest.skip("has no synthesised weight")
+    x = torch.randn(2, 8, 9, 12)
+    state = {key: value.clone() for key, value in layer.state_dict().items()}
+    expected = layer(x)
+    layer.eval()
+    layer.fuse()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-5)
+    assert layer.state_dict().keys() == state.keys()
+
+    other = create_conv(name, 8, 16, 5, padding=2, **options)
+    layer.load_state_dict(other.state_dict())  # a fused layer follows what it loads
+    torch.testing.assert_close(layer(x), other(x), rtol=1e-6, atol=1e-5)
+    other.load_state_dict(state)
+    layer.load_state_dict(state)
+    layer.unfuse()
+    assert torch.equal(layer(x), other(x))
+
+    layer.fuse()
+    layer.train()
+    assert layer.fused_weight is None
+
+
+def test_even_kernels_are_refused_or_plain(name, options):
+    layer = build_variant({"name": name, **options}).conv(8, 16, 4, stride=2, padding=1)
+    assert type(layer) is nn.Conv2d
+    if name in ("standard", "depthwise_separable"):
+        return
+    with pytest.raises(ValueError, match="odd kernel_size"):
+        create_conv(name, 8, 16, 4, **options)
+
+
+def test_variant_leaves_pointwise_and_transposed_layers_plain(name, options):
+    variant = build_variant({"name": name, **options})
+    assert type(variant.conv(8, 16, 1)) is nn.Conv2d
+    assert type(variant.conv_transpose(8, 16, 2, stride=2)) is nn.ConvTranspose2d
+
+
+def test_variant_kernel_size_keeps_output_sizes(name, options):
+    variant = build_variant({"name": name, "kernel_size": 7, **options})
+    layer = variant.conv(8, 16, 3, stride=2, padding=2, dilation=2)
+    assert layer(torch.randn(1, 8, 15, 12)).shape == nn.Conv2d(8, 16, 3, 2, 2, 2)(torch.randn(1, 8, 15, 12)).shape
+
+
+def test_variant_adds_up_the_parts_of_a_concatenation(name, options):
+    layer = build_variant({"name": name, **options}).conv((4, 4), 16, 3, padding=1)
+    assert layer(torch.randn(1, 8, 5, 5)).shape == (1, 16, 5, 5)
+
+
+def test_spec_round_trips_through_json(name, options):
+    variant = build_variant({"name": name, "kernel_size": 5, **options})
+    again = build_variant(json.loads(json.dumps(variant.spec)))
+    assert json.dumps(again.spec) == json.dumps(variant.spec)
+    assert type(again) is type(variant)
+    assert pickle.loads(pickle.dumps(variant)).spec == variant.spec
+
+
+def test_unknown_option_names_the_nearest(name, options):
+    with pytest.raises(UnknownNameError, match="kernel_size"):
+        build_variant({"name": name, "kernel_sise": 3, **options})
+
+
+def test_duplicate_names_are_refused(name, options):
+    with pytest.raises(ValueError, match="registered already"):
+        register_conv(name)(type("Other", (SpatialVariant,), {}))
+
+
+def test_he_variance_of_the_dense_filters(name, options):
+    layer = create_conv(name, 64, 64, 5, padding=2, **options)
+    if not isinstance(layer, SynthesisedConv2d):
+        pytest.skip("has no synthesised weight")
+    energy = layer.dense_weight().square().sum((1, 2, 3)).mean().item()
+    assert math.isclose(energy, 2, rel_tol=0.35)
