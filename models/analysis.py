@@ -58,8 +58,8 @@ class Analysis:
             to the input; None where no feature map could be followed to the output.
         output_stride: input pixels between neighbours of the last feature map: a number where all axes agree, below 1
             where the network enlarges; None as above.
-        last_map: what ended the spatial part behind the last feature map ("mean", "addmm", ...); "output" where the
-            network returns the map itself.
+        ended_by: the operation behind the last feature map ("mean", "addmm", ...); "output" where the network returns
+            the map itself.
         layers: in the order in which they first ran.
     """
 
@@ -69,7 +69,7 @@ class Analysis:
     macs: int
     receptive_field: tuple[int, ...] | None
     output_stride: Stride | None
-    last_map: str
+    ended_by: str
     layers: tuple[Layer, ...] = field(repr=False)
 
 
@@ -96,12 +96,11 @@ def analyse(module: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> 
     size = _check_size(input_size)
     counter, tracer = FlopCounterMode(display=False), SpatialTracer()
     recorder = _Recorder(counter, tracer)
-    with _evaluating(module), recorder.recording(module), counter, tracer:
+    with _evaluating(module), _plain_operations(), recorder.recording(module), counter, tracer:
         images = _images(module, size)
         tracer.watch(images)
-        output = _run(module, images)
-        seen = [_see(tracer, tree_leaves(part)) for part in _outputs(output)]
-    last = max(filter(None, seen), key=lambda view: view.receptive_field, default=_View(None, None, "unknown"))
+        views = [_view_behind(tracer, part) for part in _parts(_run(module, images))]
+    last = max(views, key=lambda view: view.receptive_field or (), default=_NOTHING)
     return Analysis(
         input_size=size,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -109,6 +108,231 @@ def analyse(module: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> 
         macs=counter.get_total_flops() // 2,
         receptive_field=last.receptive_field,
         output_stride=last.output_stride,
-        last_map=last.last_map,
+        ended_by=last.ended_by,
         layers=recorder.layers(),
     )
+
+
+def latency(module: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224), repeats: int = 20) -> float:
+    """Median milliseconds of a forward pass of zeros, in eval mode, on the module's own device and dtype.
+
+    Raises:
+        ValueError: as in `analyse`, or `repeats` is not positive.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    size = _check_size(input_size)
+    with _evaluating(module):
+        images = _images(module, size)
+        for _ in range(3):  # memory is allocated and kernels are chosen in the first passes
+            _run(module, images)
+        return statistics.median(_milliseconds(module, images) for _ in range(repeats))
+
+
+def _milliseconds(module: nn.Module, images: Tensor) -> float:
+    on_accelerator = images.device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize(images.device)
+    start = time.perf_counter()
+    module(images)
+    if on_accelerator:
+        torch.accelerator.synchronize(images.device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _check_size(input_size: Sequence[int]) -> tuple[int, ...]:
+    size = tuple(input_size) if isinstance(input_size, Sequence) else (input_size,)
+    if len(size) not in (4, 5) or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(
+            f"input_size must be (batch, channels, height, width), or (batch, channels, depth, height, width) for "
+            f"volumes, all positive whole numbers; got {size}"
+        )
+    return size
+
+
+def _images(module: nn.Module, size: tuple[int, ...]) -> Tensor:
+    tensors = [*module.parameters(), *module.buffers()]
+    model = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    return torch.zeros(size, dtype=model.dtype, device=model.device)
+
+
+def _run(module: nn.Module, images: Tensor) -> Any:
+    try:
+        return module(images)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot take input_size {tuple(images.shape)} (batch, channels, then the image): "
+            f"{error}"
+        ) from error
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, and everything as it was afterwards.
+
+    Flags are set one by one: `train()` may do more than set them (unfuse a layer, keep frozen layers frozen).
+    """
+    flags = [(child, child.training) for child in module.modules()]
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        for child, _ in flags:
+            child.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for child, training in flags:
+            child.training = training
+
+
+@contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Nothing compiled, nor fused into the attention of torch's own transformer layers: the counter sees neither."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@dataclass(frozen=True)
+class _View:
+    receptive_field: tuple[int, ...] | None = None
+    output_stride: Stride | None = None
+    ended_by: str = "unknown"
+
+
+_NOTHING = _View()
+
+
+def _view(maps: Iterable[AxisMaps], ended_by: Iterable[str] = ()) -> _View:
+    axes = list(zip(*maps, strict=True))
+    if not axes:
+        return _NOTHING
+    strides = [_number(min(abs(axis_map.stride) for axis_map in axis)) for axis in axes]
+    return _View(
+        receptive_field=tuple(max(axis_map.extent for axis_map in axis) for axis in axes),
+        output_stride=strides[0] if len(set(strides)) == 1 else tuple(strides),
+        ended_by=" and ".join(sorted(ended_by)),
+    )
+
+
+def _view_of(tracer: SpatialTracer, tensors: Iterable[Tensor]) -> _View:
+    """What one value of a feature map sees; its members may have several resolutions."""
+    notes = map(tracer.note, tensors)
+    return _view(note.axis_maps for note in notes if isinstance(note, FeatureMap))
+
+
+def _view_behind(tracer: SpatialTracer, part: Any) -> _View:
+    """What one value of the last feature map in front of an output sees."""
+    maps: set[AxisMaps] = set()
+    ended_by: set[str] = set()
+    for note in map(tracer.note, _tensors(part)):
+        if note is None:
+            continue
+        maps |= note.last_maps
+        if isinstance(note, Ended):
+            ended_by |= note.by
+        else:
+            ended_by.add("avg_pool" if note.before_pooling else "output")
+    return _view(maps, ended_by)
+
+
+def _number(stride: Fraction) -> int | float:
+    return int(stride) if stride.denominator == 1 else float(stride)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _parts(output: Any) -> list[Any]:
+    """The outputs of a network: the members of plain containers; a pair that acts as one tensor stays whole."""
+    if hasattr(output, "__torch_function__") or not isinstance(output, (dict, list, tuple)):
+        return [output]
+    members = output.values() if isinstance(output, dict) else output
+    return [part for member in members for part in _parts(member)]
+
+
+class _Recorder:
+    """Watches the layers of a network while it runs."""
+
+    def __init__(self, counter: FlopCounterMode, tracer: SpatialTracer) -> None:
+        self._counter = counter
+        self._tracer = tracer
+        self._names: dict[nn.Module, str] = {}
+        self._running: list[nn.Module] = []
+        self._counted = 0
+        self._flops: dict[nn.Module, int] = {}
+        self._shapes: dict[nn.Module, tuple[tuple[int, ...], ...]] = {}
+        self._views: dict[nn.Module, _View] = {}
+
+    @contextmanager
+    def recording(self, root: nn.Module) -> Iterator[None]:
+        for name, module in _walk(root):
+            self._names.setdefault(module, name)
+        handles = [module.register_forward_pre_hook(self._enter) for module in self._names]
+        handles += [module.register_forward_hook(self._leave) for module in self._names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Those that ran, in the order of their first call, then those that hold parameters and did not run."""
+        counted: set[nn.Parameter] = set()
+        layers = []
+        for module in [*self._flops, *(module for module in self._names if module not in self._flops)]:
+            parameters = set(module.parameters(recurse=_is_convolution(module))) - counted
+            counted |= parameters
+            layer = self._layer(module, sum(p.numel() for p in parameters))
+            is_leaf = next(module.children(), None) is None or _is_convolution(module)
+            if layer.parameters or layer.macs or (is_leaf and module in self._flops):
+                layers.append(layer)
+        return tuple(layers)
+
+    def _layer(self, module: nn.Module, parameters: int) -> Layer:
+        view = self._views.get(module, _NOTHING)
+        return Layer(
+            name=self._names[module],
+            module=module,
+            output_shapes=self._shapes.get(module, ()),
+            parameters=parameters,
+            macs=self._flops.get(module, 0) // 2,
+            receptive_field=view.receptive_field,
+            output_stride=view.output_stride,
+        )
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._settle()
+        self._running.append(module)
+        self._flops.setdefault(module, 0)
+
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        self._settle()
+        self._running.pop()
+        tensors = _tensors(output)
+        self._shapes[module] = tuple(tuple(tensor.shape) for tensor in tensors)
+        self._views[module] = _view_of(self._tracer, tensors)
+
+    def _settle(self) -> None:
+        """Books what was counted since the last call of a layer began or ended."""
+        total = self._counter.get_total_flops()
+        if self._running:
+            self._flops[self._running[-1]] += total - self._counted
+        self._counted = total
+
+
+def _walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules by name; a convolution counts as one layer, whatever it is made of."""
+    yield name, module
+    if _is_convolution(module):
+        return
+    for child_name, child in module.named_children():
+        yield from _walk(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return hasattr(module, "in_channels") and hasattr(module, "kernel_size")

@@ -139,7 +139,7 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
     def reset_parameters(self) -> None:
         """Draw the geometry as told, and the coefficients so that the dense weight has He's variance.
 
-        Each kernel contributes equally: its coefficients are normal with a deviation inverse to the kernel's norm.
+        Coefficients are normal. Each kernel contributes equally: the deviation is inverse to the kernel's norm.
         """
         _draw(self.mu, self.init_ranges["mu"])
         _draw(self.theta, self.init_ranges["theta"])
@@ -147,13 +147,14 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         self.raw_sigma.copy_(_inverse_softplus(sigma - self.min_sigma))
 
         norms = self.kernels().flatten(2).norm(dim=2)  # (B, N)
-        fan_in = self.in_channels // self.groups * self.num_kernels
-        scale = (math.sqrt(2 / fan_in) / norms).repeat_interleave(self.out_channels // self.num_bases, 0)  # (out, N)
+        outputs = self.out_channels // self.num_bases
+        gain = (math.sqrt(2 / self.num_kernels) / norms).repeat_interleave(outputs, 0)  # (out, N)
+        fan_in = self.in_channels // self.groups
         if self.separated:
-            self.lambda_.normal_().mul_(scale)
-            self.beta.normal_()
+            self.lambda_.normal_().mul_(gain)
+            self.beta.normal_(std=1 / math.sqrt(fan_in))
         else:
-            self.omega.normal_().mul_(scale[..., None])
+            self.omega.normal_().mul_(gain[..., None] / math.sqrt(fan_in))
         if self.bias is not None:
             self.bias.zero_()
 

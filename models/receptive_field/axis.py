@@ -135,7 +135,7 @@ def interpolation(factor: Fraction, support: int, antialias: bool = False) -> Wi
     With corners aligned the sampling phase drifts over the image by an amount that depends on its size. At the centre
     it is the phase between pixel centres, which is what stands here for both.
     """
-    reach = Fraction(support) * (max(1, 1 / factor) if antialias else 1)
+    reach = Fraction(support) * (max(Fraction(1), 1 / factor) if antialias else 1)
 
     def taps(index: int) -> range:
         centre = (index + Fraction(1, 2)) / factor - Fraction(1, 2)

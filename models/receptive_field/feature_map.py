@@ -74,7 +74,7 @@ class FeatureMap:
     """
 
     dims: tuple[Dim, ...]
-    before_pooling: AxisMaps | None = None
+    before_pooling: frozenset[AxisMaps] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,9 +87,13 @@ class FeatureMap:
         return sorted(factors, key=lambda factor: factor.axis)
 
     @property
-    def last_maps(self) -> AxisMaps:
+    def axis_maps(self) -> AxisMaps:
+        return tuple(factor.reads for factor in self.spatial_factors if factor.reads is not None)
+
+    @property
+    def last_maps(self) -> frozenset[AxisMaps]:
         """What counts as the last maps when the spatial part ends here."""
-        return self.before_pooling or tuple(factor.reads for factor in self.spatial_factors if factor.reads)
+        return self.before_pooling or frozenset({self.axis_maps})
 
     def with_dims(self, dims: Iterable[Dim]) -> FeatureMap:
         return replace(self, dims=tuple(dims))
@@ -109,7 +113,7 @@ class FeatureMap:
 
     def move(self, index: int, window: Window, size: int) -> FeatureMap:
         """The map after `window` ran over one dimension, whichever kind it is."""
-        return replace(self.with_dim(index, _slide(self.dims[index], window, size)), before_pooling=None)
+        return FeatureMap(self.with_dim(index, _slide(self.dims[index], window, size)).dims)
 
     def regroup(self, shape: Sequence[int]) -> FeatureMap:
         """The map after a row-major reshape (`view`, `flatten`, `squeeze` ...) to `shape`."""
@@ -135,7 +139,8 @@ def merge(maps: Sequence[FeatureMap], shape: Sequence[int]) -> FeatureMap:
     if not spread:
         raise SpatialPartEnds(pooled=True)
     dims = [_merge_dims([m.dims[index] for m in spread], size) for index, size in enumerate(shape)]
-    return spread[0].with_dims(dims)
+    is_pooled = all(m.before_pooling for m in spread)
+    return FeatureMap(tuple(dims), frozenset().union(*(m.before_pooling for m in spread if is_pooled)))
 
 
 def _is_spread(feature_map: FeatureMap, shape: Sequence[int]) -> bool:

@@ -1,8 +1,8 @@
 """What each tensor operation does to the spatial structure of its input.
 
-A rule takes a `Call` and returns the feature map of every output, or a list with one for each (None: not worth a note);
-it raises `SpatialPartEnds` where none is left. An operation without a rule that is not elementwise mixes positions, as far as can
-be told here.
+A rule takes a `Call` and returns the feature map of every output, or a list with one for each (None: not worth a
+note); it raises `SpatialPartEnds` where none is left. An operation without a rule that is not elementwise mixes
+positions, as far as can be told here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +19,6 @@ from models.receptive_field import axis as windows
 from models.receptive_field.axis import Window
 from models.receptive_field.feature_map import (
     Dim,
-    Factor,
     FeatureMap,
     SpatialPartEnds,
     is_spatial,
@@ -95,8 +94,11 @@ def find_rule(func: Any) -> Rule | None:
     return found
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
+_R = TypeVar("_R", bound=Rule)
+
+
+def _rule(*names: str) -> Callable[[_R], _R]:
+    def add(function: _R) -> _R:
         _RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -161,7 +163,9 @@ def _convolution(call: Call) -> FeatureMap:
     if is_spatial(source.dims[1]):
         raise SpatialPartEnds
     window = windows.transposed_convolution if call["transposed"] else windows.convolution
-    geometry = zip(kernel, *(call.per_axis(name, len(kernel)) for name in ("stride", "padding", "dilation")), strict=True)
+    geometry = zip(
+        kernel, *(call.per_axis(name, len(kernel)) for name in ("stride", "padding", "dilation")), strict=True
+    )
     slid = source.with_dim(1, plain(call.shape[1])).slide([window(*axis) for axis in geometry], call.shape[2:])
     return replace(slid, before_pooling=source.before_pooling) if max(kernel) == 1 else slid
 
@@ -288,9 +292,9 @@ def _factor(call: Call, dim: Dim, size: int, scale: float | None) -> Fraction:
         if factor.reads is not None
         for stride in call.strides(factor.axis, size)
     ]
-    fitting = [factor for factor in factors if factor > 0 and abs(size - old * factor) < max(1, factor)]
-    if old == 1:  # everything fits one pixel
-        return max(fitting, default=ratio)
+    fitting = [factor for factor in factors if factor > 0 and abs(size - old * factor) < max(Fraction(1), factor)]
+    if old == size == 1:  # one pixel fits every grid: the next finer one
+        return min((factor for factor in fitting if factor > 1), default=ratio)
     return min(fitting, key=lambda factor: abs(factor - ratio), default=ratio)
 
 
@@ -336,6 +340,15 @@ def _flip(call: Call) -> FeatureMap:
         size = flipped.shape[dim]
         flipped = flipped.move(dim, windows.flip(size), size)
     return flipped
+
+
+@_rule("roll")
+def _roll(call: Call) -> FeatureMap:
+    """A shift; what comes round from the other side is border."""
+    rolled = call.source
+    for shift, dim in zip(call["shifts"], call["dims"] or (), strict=True):
+        rolled = rolled.move(dim, windows.crop(-shift), rolled.shape[dim])
+    return rolled
 
 
 @_rule("select", "unbind")
@@ -485,9 +498,7 @@ def _product(call: Call, left_name: str, right_name: str) -> FeatureMap:
     if right is not None and is_spatial(right.dims[-2]):
         raise SpatialPartEnds(pooled=call.shape[-2] == 1)
     if left is not None and right is not None:
-        return merge(
-            [left.with_dim(-1, plain(call.shape[-1])), right.with_dim(-2, plain(call.shape[-2]))], call.shape
-        )
+        return merge([left.with_dim(-1, plain(call.shape[-1])), right.with_dim(-2, plain(call.shape[-2]))], call.shape)
     if left is not None:
         return left.with_dim(-1, plain(call.shape[-1]))
     if right is not None:

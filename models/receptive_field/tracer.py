@@ -107,7 +107,7 @@ class SpatialTracer(TorchDispatchMode):
                     self._check(result, shape)
             return results
         except SpatialPartEnds as end:
-            last = frozenset(feature_map.last_maps for feature_map in call.feature_maps)
+            last = frozenset().union(*(feature_map.last_maps for feature_map in call.feature_maps))
             return [Ended(last, frozenset({name}), end.pooled)] * len(call.shapes)
 
     def _check(self, feature_map: FeatureMap, shape: tuple[int, ...]) -> None:
