@@ -55,7 +55,8 @@ class Analysis:
         macs: multiply-adds of one forward pass of `input_size` in eval mode, as `torch.utils.flop_counter` counts
             them (two of its operations to a multiply-add).
         receptive_field: theoretical receptive field of one value of the last feature map, (h, w) pixels, not clipped
-            to the input; None where no feature map could be followed to the output.
+            to the input; None where no feature map could be followed to the output (circular padding, which writes
+            its result piece by piece, loses it).
         output_stride: input pixels between neighbours of the last feature map: a number where all axes agree, below 1
             where the network enlarges; None as above.
         ended_by: the operation behind the last feature map ("mean", "addmm", ...); "output" where the network returns

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,11 @@ def _run_cell(grid: Grid, cell: Cell, threads: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "lightning_modules.cli", "fit_test", *cell.arguments()]
     command += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    start = time.monotonic()
     with log.open("w") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
         raise CellError(f"{cell.name} ended with exit code {code}; see {log}")
-    return {**_read_run(folder, grid.metric), **_describe(cell), "minutes": f"{(time.monotonic() - start) / 60:.1f}"}
+    return {**_read_run(folder, grid.metric), **_describe(cell)}
 
 
 def _describe(cell: Cell) -> dict[str, Any]:
@@ -110,16 +109,16 @@ def _describe(cell: Cell) -> dict[str, Any]:
 
 def _read_run(folder: Path, metric: str) -> dict[str, Any]:
     """What a finished run says of itself: the metric, the steps, the parameters, and what it ran with."""
-    import json
-
     from lightning_modules.runs import load_run
 
     with (folder / "metrics.csv").open(newline="") as file:
         last = [row for row in csv.DictReader(file) if row.get(metric)][-1]
-    session = json.loads((folder / "environment.json").read_text())["sessions"][-1]
+    sessions = json.loads((folder / "environment.json").read_text())["sessions"]
+    session = sessions[-1]
     return {
         "value": f"{float(last[metric]):.4f}",
         "steps": int(last["step"]) + 1,
+        "minutes": f"{sum(s['minutes'] for s in sessions if s['stage'] == 'fit'):.1f}",
         "parameters": sum(parameter.numel() for parameter in load_run(folder).parameters()),
         "precision": session["precision"],
         "torch": session["versions"]["torch"],

@@ -197,8 +197,8 @@ def _pool(call: Call) -> FeatureMap:
 
 
 def _kernel(call: Call) -> list[int]:
-    names = next(iter(call.arguments))
-    return call.per_axis("kernel_size", len(call[names].shape) - 2)
+    images = next(iter(call.arguments.values()))
+    return call.per_axis("kernel_size", images.ndim - 2)
 
 
 @_rule("im2col")

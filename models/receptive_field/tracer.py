@@ -106,9 +106,11 @@ class SpatialTracer(TorchDispatchMode):
                 if result is not None:
                     self._check(result, shape)
             return results
-        except SpatialPartEnds as end:
+        # The two built-in ones: a form of the operation that its rule was not written for. The pass itself must go on.
+        except (SpatialPartEnds, LookupError, ValueError) as end:
             last = frozenset().union(*(feature_map.last_maps for feature_map in call.feature_maps))
-            return [Ended(last, frozenset({name}), end.pooled)] * len(call.shapes)
+            pooled = isinstance(end, SpatialPartEnds) and end.pooled
+            return [Ended(last, frozenset({name}), pooled)] * len(call.shapes)
 
     def _check(self, feature_map: FeatureMap, shape: tuple[int, ...]) -> None:
         complete = [factor.axis for factor in feature_map.spatial_factors] == self._axes

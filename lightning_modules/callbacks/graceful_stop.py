@@ -1,0 +1,65 @@
+"""Ctrl-C and a scheduler's signals end a training between two steps, with everything saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_modules.callbacks.checkpoints import save_last
+from lightning_modules.callbacks.step_boundary import StepBoundary
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stopped(SystemExit):
+    """Training stopped on a signal, its last step saved. The exit code is the shell's: 128 + signal."""
+
+    def __init__(self, signum: int, step: int, code: int) -> None:
+        super().__init__(code)
+        self.signal = signal.Signals(signum).name
+        self.step = step
+
+
+class GracefulStop(StepBoundary):
+    """Leaves the training after the step during which a signal came: Ctrl-C, SIGTERM or SIGUSR1.
+
+    The signal only sets a flag; at the next boundary all processes agree, `last.ckpt` is written and `Stopped` raised.
+    A second Ctrl-C stops at once. Lightning's own handlers save from within the signal, or not at all.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._received = 0
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            return
+        for signum in SIGNALS:  # the Trainer puts back what was there before, when it is done
+            signal.signal(signum, self._receive)
+
+    def at_boundary(self, trainer: Trainer, epoch_ends: bool) -> None:
+        signum = _agree(trainer, self._received)
+        if not signum:
+            return
+        save_last(trainer)
+        # Launched processes end with 0: the launcher kills the first one when another ends with anything else.
+        raise Stopped(signum, trainer.global_step, 128 + signum if trainer.is_global_zero else 0)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = signum
+        # No print: a signal may come in the middle of one.
+        os.write(2, b"\nstopping after this step (Ctrl-C again: at once, back to the last checkpoint)\n")
+
+
+def _agree(trainer: Trainer, received: int) -> int:
+    if trainer.world_size == 1:
+        return received
+    numbers = torch.tensor(received, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(numbers, reduce_op="max"))

@@ -1,0 +1,106 @@
+"""Loss, metrics and learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_modules.metrics_file import FIRST_COLUMNS, read_metrics
+from lightning_modules.pictures import BLUE, GREEN, ORANGE, drawing, is_drawing, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps and values."""
+
+_COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+# Learning rates of parameter groups often coincide: dashes let the one below show.
+_STYLES = ({"color": BLUE}, {"color": ORANGE, "linestyle": "--"}, {"color": GREEN, "linestyle": ":"})
+# A curve with more points than this is noise to the eye: a running mean is drawn over it.
+MANY_POINTS = 100
+
+
+class LearningCurves(Callback):
+    """Draws `learning_curves.png` from the run's `metrics.csv` when a fit ends, and with its result after a test.
+
+    One panel for each metric that training or validation logs, and one for the learning rate where it is logged.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _draw(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _draw(trainer)
+
+
+def _draw(trainer: Trainer) -> None:
+    path = Path(trainer.default_root_dir) / "metrics.csv"
+    if not is_drawing(trainer) or not path.is_file():
+        return
+    with drawing("learning_curves"):
+        curves = read_curves(path)
+        if any(name.startswith(("train/", "val/")) for name in curves):
+            save_picture(trainer, "learning_curves", draw_curves(curves))
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """The columns of a `metrics.csv`, each with the steps at which it has a finite value."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in read_metrics(path):
+        for name, text in row.items():
+            if text and name not in FIRST_COLUMNS and math.isfinite(float(text)):
+                points.setdefault(name, []).append((float(row["step"]), float(text)))
+    arrays = {name: np.array(pairs) for name, pairs in points.items()}
+    return {name: (array[:, 0], array[:, 1]) for name, array in arrays.items()}
+
+
+def draw_curves(curves: dict[str, Curve]) -> Figure:
+    """One panel a metric, stages together; `curves` are named `<stage>/<metric>`, learning rates `lr-...`."""
+    from matplotlib.figure import Figure
+
+    metrics = dict.fromkeys(name.partition("/")[2] for name in curves if name.startswith(("train/", "val/")))
+    panels = sorted(metrics, key=lambda metric: (metric != "loss", metric))
+    rates = {name.removeprefix("lr-"): curve for name, curve in curves.items() if name.startswith("lr-")}
+    count = len(panels) + bool(rates)
+    figure = Figure(figsize=(2.4 * count + 0.4, 2.2))
+    grid = figure.subplots(1, count, squeeze=False)[0]
+    for axes, metric in zip(grid, panels, strict=False):
+        for stage, colour in _COLOURS.items():
+            if f"{stage}/{metric}" in curves:
+                _draw_curve(axes, *curves[f"{stage}/{metric}"], stage, colour)
+        axes.set_title(metric.replace("_", " "), loc="left", fontweight="bold")
+        axes.legend()
+    if rates:
+        for (name, (steps, values)), style in zip(rates.items(), cycle(_STYLES), strict=False):
+            grid[-1].plot(steps, values, label=name.rpartition("/")[2], **style)
+        grid[-1].set_title("learning rate", loc="left", fontweight="bold")
+        grid[-1].legend()
+    for axes in grid:
+        axes.set_xlabel("training step")
+    return figure
+
+
+def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, stage: str, colour: str) -> None:
+    if stage == "test" or len(values) == 1:
+        axes.plot(steps[-1:], values[-1:], "D", color=colour, markersize=4, label=f"{stage} {values[-1]:.4g}")
+        return
+    if len(values) <= MANY_POINTS:
+        axes.plot(steps, values, color=colour, label=stage)
+        return
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.5)
+    axes.plot(steps, _running_mean(values, len(values) // 30), color=colour, label=f"{stage} (running mean)")
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over `width` points to either side, fewer at the ends."""
+    sums = np.concatenate([[0.0], values.cumsum()])
+    positions = np.arange(len(values))
+    low, high = (positions - width).clip(0), (positions + width + 1).clip(max=len(values))
+    return (sums[high] - sums[low]) / (high - low)

@@ -1,0 +1,324 @@
+"""`convsuite fit | validate | test | predict | fit_test | describe`: LightningCLI, around a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import pkgutil
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+import datamodules
+import lightning_modules
+from datamodules import BaseDataModule
+from lightning_modules.base import BaseTask
+from lightning_modules.callbacks import default_callbacks
+from lightning_modules.callbacks.checkpoints import with_checkpoints
+from lightning_modules.callbacks.epoch_means import EpochMeans
+from lightning_modules.callbacks.graceful_stop import GracefulStop, Stopped
+from lightning_modules.callbacks.predictions import PredictionWriter
+from lightning_modules.callbacks.progress import ProgressLines
+from lightning_modules.callbacks.results import Results, show_results
+from lightning_modules.callbacks.run_folder import RunFolder
+from lightning_modules.checkpoint_io import AtomicCheckpointIO
+from lightning_modules.cli import COMMANDS
+from lightning_modules.commands.config_files import find_config
+from lightning_modules.commands.parser import CommandParser, own_error
+from lightning_modules.commands.quiet import quiet
+from lightning_modules.loggers import MetricsCSVLogger, finished_wandb, place_loggers
+from lightning_modules.runs import Config, MissingRunError, Run, run_id
+
+EVALUATIONS = ("validate", "test", "predict")
+# What a task takes from its data.
+LINKED = ("num_classes", "in_channels")
+
+
+def run(command: str, args: list[str]) -> int:
+    """Run `command`, one of those above; see `lightning_modules.cli.main`."""
+    with quiet(), finished_wandb(), ExitStack() as cleanup:
+        cli = ConvsuiteCLI(command, args, cleanup)
+        try:
+            getattr(cli, command)()
+        except Stopped as stop:
+            if rank_zero_only.rank == 0:
+                again = shlex.join(["convsuite", command, *args])
+                print(f"\n{stop.signal} after step {stop.step}: saved in {cli.run}. To go on:\n  {again}")
+            raise
+        except SystemExit as leaving:
+            # A Trainer ends with 1 on Ctrl-C, as on any error.
+            raise KeyboardInterrupt from None if isinstance(leaving.__context__, KeyboardInterrupt) else leaving
+    return 0
+
+
+class ConvsuiteCLI(LightningCLI):
+    """LightningCLI with one parser for all commands, so that a run's config.yaml serves every one of them.
+
+    Task and data module are chosen by class name; the task's `num_classes` and `in_channels` come from the data. The
+    configuration and the flags say everything: hyper-parameters in a checkpoint are not parsed.
+
+    Args:
+        command: A method of this class.
+        args: What stands behind the command.
+        cleanup: Gets what is to be undone in the end.
+    """
+
+    run: Run
+    config_plain: Config
+    checkpoint: str | None
+
+    def __init__(self, command: str, args: list[str], cleanup: ExitStack) -> None:
+        self.command = command
+        self.cleanup = cleanup
+        _import_short_names()
+        args, self.name = prepare_arguments(command, args)
+        super().__init__(
+            BaseTask,
+            BaseDataModule,
+            save_config_callback=None,
+            trainer_defaults={"enable_model_summary": False, "enable_autolog_hparams": False},
+            seed_everything_default=0,
+            parser_class=CommandParser,
+            parser_kwargs={"prog": f"convsuite {command}", "description": COMMANDS[command][0]},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="validate, test, predict: a checkpoint, or 'best' or 'last' of the run with these settings (default: "
+            "best, where there is none last). fit: a checkpoint to start a new run from.",
+        )
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Lightning warns when `args` are given besides sys.argv; here they are made from it.
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's hyper-parameters must not win over the command line, as they do in Lightning."""
+
+    def before_instantiate_classes(self) -> None:
+        self.config_plain = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.config_plain["trainer"]["default_root_dir"] = None  # a run folder may be moved
+        if self.command == "describe":
+            return
+        self.run, self.checkpoint = self._find_evaluated() if self.command in EVALUATIONS else self._find_trained()
+        if self.config.trainer.fast_dev_run:
+            self.run = Run(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            self.cleanup.callback(_discard_unused, self.run, self.run.folder.exists())
+        self.config.trainer.default_root_dir = str(self.run.folder)
+        place_loggers(self.config.trainer.logger, self.run)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise own_error(error) from None
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a value for what comes from the data: it would count for nothing."""
+        parameters = inspect.signature(type(self.model)).parameters
+        for name in LINKED:
+            given, from_data = self.config.model.init_args.get(name), getattr(self.datamodule, name)
+            if given is not None and given not in (parameters[name].default, from_data):
+                data = type(self.datamodule).__name__
+                raise ValueError(f"model.{name} is {given}, but {data} has {from_data}: leave it out, the data say it")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
+        if self.command == "describe":
+            return None
+        given = self.config_init.trainer
+        plugins = _as_list(given.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        loggers = [] if isinstance(given.logger, bool) else _as_list(given.logger)
+        return super().instantiate_trainer(
+            callbacks=self._callbacks(_as_list(given.callbacks)),
+            logger=[MetricsCSVLogger(self.run), *loggers],
+            plugins=plugins,
+            **kwargs,
+        )
+
+    def fit(self) -> None:
+        if self.run.is_finished:
+            print(f"{self.run} is trained already: nothing is left to do.")
+            show_results("fit", self.run.metrics(), self.run)
+            return
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
+
+    def validate(self) -> None:
+        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False)
+
+    def test(self) -> None:
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False)
+
+    def predict(self) -> None:
+        self.trainer.predict(
+            self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, return_predictions=False
+        )
+
+    def fit_test(self) -> None:
+        self.fit()
+        writes_checkpoints = not self.trainer.fast_dev_run and self.config_init.trainer.enable_checkpointing is not False
+        self.checkpoint = str(self.run.checkpoint("best")) if writes_checkpoints else None
+        self.test()
+
+    def describe(self) -> None:
+        from lightning_modules.commands.describe import describe
+
+        size = self.datamodule.image_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        describe(self.model.network, (1, self.datamodule.in_channels, *sides))
+
+    def _find_trained(self) -> tuple[Run, str | None]:
+        """The run folder of these settings, and where training starts: its last checkpoint, if it has one."""
+        start = self.config.ckpt_path
+        self.config_plain["ckpt_path"] = None
+        run = self._run_of_settings()
+        if start == "best":
+            raise ValueError("fit goes on from the last checkpoint by itself; --ckpt_path names one to start from")
+        if start not in (None, "last") and Path(start).absolute().parent != run.checkpoints:
+            self.config_plain["ckpt_path"] = start
+            run = self._run_of_settings()
+        if self.config.trainer.fast_dev_run:
+            return run, start
+        run.check_settings(self.config_plain)
+        return run, str(run.last_checkpoint) if run.last_checkpoint.is_file() else start
+
+    def _find_evaluated(self) -> tuple[Run, str]:
+        """The run folder that results go to, and the checkpoint that is evaluated."""
+        path = self.config.ckpt_path
+        self.config_plain["ckpt_path"] = None
+        run = self._run_of_settings()
+        if path in (None, "best", "last"):
+            return run, str(run.checkpoint(path or "best"))
+        if self.config.trainer.default_root_dir is None:
+            run = Run.of_checkpoint(path) or Run(Path(path).parent)
+        return run, path
+
+    def _run_of_settings(self) -> Run:
+        named = self.config.trainer.default_root_dir
+        name = self.name or self.config_plain["model"]["init_args"]["model"].replace("/", "_")
+        return Run(named or Path("runs") / name / run_id(self.config_plain))
+
+    def _callbacks(self, given: list[Callback]) -> list[Callback]:
+        callbacks = [RunFolder(self.run, self.config_plain), EpochMeans(), *given]
+        if self.config_init.trainer.enable_progress_bar is not False and not _has(given, ProgressBar):
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        callbacks += [callback for callback in default_callbacks(self.model) if not _has(given, type(callback))]
+        if self.command == "predict" and not _has(given, PredictionWriter):
+            callbacks.append(PredictionWriter())
+        callbacks.append(Results())
+        if self.config_init.trainer.enable_checkpointing is False:
+            return callbacks
+        monitor, mode = getattr(self.model, "monitor", None), getattr(self.model, "mode", "min")
+        return [*with_checkpoints(callbacks, monitor, mode), GracefulStop()]
+
+
+def prepare_arguments(command: str, args: list[str]) -> tuple[list[str], str | None]:
+    """The arguments with config names found, and the name of the experiment: that of its first config file.
+
+    An evaluation without `--config` starts from the configuration of the run that its flags name.
+    """
+    given = _given(args)
+    resolved = [_resolve_config(before, arg) for before, arg in zip(["", *args], args, strict=False)]
+    if given.config:
+        return resolved, _experiment_name(find_config(given.config[0]))
+    run = _named_run(given) if command in EVALUATIONS else None
+    if run is None:
+        return resolved, None
+    # What the run itself started from is not what is to be evaluated.
+    return ["--config", str(run.config_file), "--ckpt_path", "null", *resolved], None
+
+
+def _given(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--trainer.default_root_dir", dest="folder")
+    return parser.parse_known_args(args)[0]
+
+
+def _resolve_config(before: str, arg: str) -> str:
+    if before in ("-c", "--config"):
+        return str(find_config(arg))
+    if arg.startswith("--config="):
+        return f"--config={find_config(arg.removeprefix('--config='))}"
+    return arg
+
+
+def _experiment_name(config: Path) -> str:
+    is_of_a_run = config.name == "config.yaml" and (config.parent / "environment.json").is_file()
+    return config.absolute().parent.parent.name if is_of_a_run else config.stem
+
+
+def _named_run(given: argparse.Namespace) -> Run | None:
+    """The run that `--ckpt_path` or `--trainer.default_root_dir` names.
+
+    Raises:
+        MissingRunError: It is not there.
+    """
+    if given.ckpt_path not in (None, "best", "last"):
+        if not Path(given.ckpt_path).is_file():
+            raise MissingRunError(f"there is no checkpoint {given.ckpt_path}")
+        return Run.of_checkpoint(given.ckpt_path)
+    if given.folder is None:
+        return None
+    run = Run(given.folder)
+    if not run.config_file.is_file():
+        raise MissingRunError(f"{run} holds no run: train it first, with `convsuite fit`, or give --config")
+    return run
+
+
+def _import_short_names() -> None:
+    """Classes are found by their short names once they are imported."""
+    for package in (lightning_modules, datamodules):
+        for name in package.__all__:
+            getattr(package, name)
+    import_module("lightning_modules.schedules")
+    callbacks = import_module("lightning_modules.callbacks")
+    for module in pkgutil.iter_modules(callbacks.__path__):
+        import_module(f"{callbacks.__name__}.{module.name}")
+
+
+def _discard_unused(run: Run, existed: bool) -> None:
+    """Remove what a run that failed before its first step has left."""
+    if existed or run.config_file.is_file() or rank_zero_only.rank != 0:
+        return
+    shutil.rmtree(run.folder, ignore_errors=True)
+    default = Path("runs").absolute()
+    with suppress(OSError):  # not empty, or not there
+        for folder in run.folder.parents:
+            if folder.is_relative_to(default):
+                folder.rmdir()
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _has(callbacks: list[Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

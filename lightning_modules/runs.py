@@ -1,0 +1,187 @@
+"""The run folder: everything that belongs to one run, found again by its settings.
+
+    <folder>/config.yaml         all settings, resolved
+             metrics.csv         one row a step
+             checkpoints/        last.ckpt and, where something is monitored, best.ckpt
+             media/              pictures
+             environment.json    a session each time that the run was worked on: versions, hardware, command ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_modules.files import read_checkpoint
+from lightning_modules.metrics_file import last_values, read_metrics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Config = dict[str, Any]
+
+# Where a run runs and what it shows is no part of what it computes.
+NOT_COMPARED = {
+    "trainer": {
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "default_root_dir",
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_autolog_hparams",
+        "model_registry",
+        "profiler",
+        "fast_dev_run",
+    },
+    "data": {"num_workers", "root", "predict_root"},
+}
+
+
+class OtherSettingsError(ValueError):
+    """A run folder holds a run with other settings; the message lists the difference."""
+
+
+class MissingRunError(FileNotFoundError):
+    """There is no such run, or it has no checkpoint yet."""
+
+
+class Run:
+    """A run folder, existing or to be; making a `Run` writes nothing."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self.config_file = self.folder / "config.yaml"
+        self.metrics_file = self.folder / "metrics.csv"
+        self.environment_file = self.folder / "environment.json"
+        self.checkpoints = self.folder / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"
+
+    def __str__(self) -> str:
+        """The folder, relative to the working directory where it lies below it."""
+        here = Path.cwd()
+        return str(self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder)
+
+    @classmethod
+    def of_checkpoint(cls, path: str | Path) -> Run | None:
+        """The run whose checkpoint `path` is; None for a checkpoint that lies outside of a run folder."""
+        run = cls(Path(path).absolute().parent.parent)
+        return run if Path(path).absolute().parent == run.checkpoints and run.config_file.is_file() else None
+
+    @property
+    def config(self) -> Config:
+        import yaml
+
+        return yaml.safe_load(self.config_file.read_text())
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What `environment.json` holds; an empty list before the first step."""
+        return json.loads(self.environment_file.read_text())["sessions"] if self.environment_file.is_file() else []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training came to its end."""
+        return any(session["stage"] == "fit" and session["outcome"] == "finished" for session in self.sessions)
+
+    def checkpoint(self, name: str = "best") -> Path:
+        """The file of "best" (where there is none, of "last") or "last".
+
+        Raises:
+            MissingRunError: There is none.
+        """
+        wanted = [self.best_checkpoint, self.last_checkpoint] if name == "best" else [self.last_checkpoint]
+        found = next((path for path in wanted if path.is_file()), None)
+        if found is None:
+            raise MissingRunError(f"{self} holds no checkpoint: train first, with `convsuite fit` and these settings")
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """For each metric of metrics.csv the value that was measured last."""
+        return last_values(read_metrics(self.metrics_file)) if self.metrics_file.is_file() else {}
+
+    def check_settings(self, config: Config) -> None:
+        """Raise `OtherSettingsError` where the folder holds a run with other settings than `config`."""
+        if not self.config_file.is_file():
+            return
+        different = differences(self.config, config)
+        if different:
+            raise OtherSettingsError(
+                f"{self} holds a run with other settings: {'; '.join(different)}. Give this run a folder of its own "
+                "(--trainer.default_root_dir), or delete that one."
+            )
+
+
+def compared_settings(config: Config) -> dict[str, Any]:
+    """What makes a run this run and no other: dotted keys to values. None and empty are as good as absent."""
+    kept: Config = {key: config.get(key) for key in ("seed_everything", "model", "ckpt_path")}
+    trainer = config.get("trainer") or {}
+    kept["trainer"] = {key: value for key, value in trainer.items() if key not in NOT_COMPARED["trainer"]}
+    data = config.get("data") or {}
+    init_args = data.get("init_args") or {}
+    kept["data"] = {**data, "init_args": {k: v for k, v in init_args.items() if k not in NOT_COMPARED["data"]}}
+    return dict(_flatten(kept))
+
+
+def run_id(config: Config) -> str:
+    """Ten characters that differ where `compared_settings` differ."""
+    text = json.dumps(compared_settings(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The compared settings that differ, each as `key: old -> new`."""
+    before, after = compared_settings(old), compared_settings(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}" for key in keys]
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if value is None or value == [] or value == {}:
+        return
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        for index, inner in enumerate(value):
+            yield from _flatten(inner, f"{key}.{index}")
+    else:
+        yield key, list(value) if isinstance(value, tuple) else value
+
+
+def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
+    """The trained network of a run, in eval mode, on the CPU.
+
+    Args:
+        folder: The run folder.
+        checkpoint: "best" (the last where there is no best), "last", or the path of a checkpoint file.
+
+    Raises:
+        MissingRunError: The folder has no checkpoint.
+        CheckpointError: The checkpoint is damaged, or not one of this suite.
+    """
+    from lightning_modules.files import CheckpointError
+    from models import create_model
+
+    path = Run(folder).checkpoint(checkpoint) if checkpoint in ("best", "last") else Path(checkpoint)
+    saved = read_checkpoint(path)
+    settings = saved.get("hyper_parameters", {})
+    if "model" not in settings:
+        raise CheckpointError(f"{path} does not say which network it holds: it was not written by this suite")
+    network = create_model(
+        settings["model"],
+        conv=settings["conv"],
+        in_channels=settings["in_channels"],
+        num_classes=settings["num_classes"],
+        **(settings["model_options"] or {}),
+    )
+    prefix = "network."
+    weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    network.load_state_dict(weights)
+    return network.eval()
