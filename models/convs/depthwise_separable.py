@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.convs.registry import register_conv
-from models.convs.variant import IntOrPair, SpatialVariant
+from models.convs.variant import IntOrPair, SpatialVariant, pair
 
 
 class DepthwiseSeparableConv2d(nn.Module):
@@ -27,6 +27,9 @@ class DepthwiseSeparableConv2d(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(kernel_size)
         self.depthwise = nn.Conv2d(
             in_channels, in_channels, kernel_size, stride, padding, dilation, groups=in_channels, bias=False
         )
