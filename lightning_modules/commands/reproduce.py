@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.commands.config_files import find_config
 from lightning_modules.grid import Cell, Grid, Results, summarise
 from lightning_modules.tables import print_table, write_table
 
@@ -23,7 +24,7 @@ class CellError(RuntimeError):
 def run(arguments: list[str]) -> int:
     """Run the command. Returns 0 when every chosen cell is finished, 1 when some failed."""
     options = _parser().parse_args(arguments)
-    grid = Grid.read(_find(options.grid))
+    grid = Grid.read(find_config(options.grid))
     results = Results(Path(options.results or grid.results or f"runs/{grid.name}/results.csv"))
     cells = list(grid.cells(options.rows, options.columns, options.seeds))
     todo = [] if options.table_only else [cell for cell in cells if results.find(cell) is None]
@@ -50,14 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", help="the CSV file of finished cells, in place of the grid's")
     parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of what is finished")
     return parser
-
-
-def _find(name: str) -> Path:
-    packaged = Path(__file__).resolve().parents[2] / "configs"
-    for path in (Path(name), packaged / name, packaged / "grids" / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    raise ValueError(f"there is no grid {name!r}; see `convsuite list configs`")
 
 
 def _run_cells(grid: Grid, cells: list[Cell], results: Results, jobs: int) -> list[CellError]:

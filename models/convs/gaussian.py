@@ -29,21 +29,19 @@ def basis_orders(order: int) -> list[tuple[int, int]]:
     return [(j, i - j) for i in range(order + 1) for j in range(i + 1)]
 
 
-def gaussian_derivatives(y: Tensor, sigma: Tensor, order: int) -> list[Tensor]:
-    """G_0(y, sigma) ... G_order(y, sigma): the normalised 1-D Gaussian and its derivatives, shapes broadcast.
+def hermite_polynomials(order: int) -> Tensor:
+    """Row p holds the integer coefficients of (-1)^p He_p(t), from t^order down to 1: (order + 1, order + 1).
 
-    The Hermite recurrence He_{p+1}(t) = t He_p(t) - p He_{p-1}(t), written for the derivatives themselves:
-    G_{p+1} = -(y G_p + p G_{p-1}) / sigma^2.
+    With t = y / sigma, the p-th derivative of the normalised Gaussian is that polynomial times exp(-t^2 / 2) /
+    (sqrt(2 pi) sigma^(p+1)): the paper's form, in the probabilists' polynomials He_p(t) = 2^(-p/2) H_p(t / sqrt 2).
     """
-    precision = sigma**-2
-    derivatives = [torch.exp(-0.5 * precision * y * y) / (math.sqrt(2 * math.pi) * sigma)]
-    slope = -precision * y
-    for p in range(order):
-        following = slope * derivatives[p]
-        if p > 0:
-            following = following - (p * precision) * derivatives[p - 1]
-        derivatives.append(following)
-    return derivatives
+    polynomials = torch.zeros(order + 1, order + 1)
+    for p in range(order + 1):
+        for i in range(p // 2 + 1):
+            degree = p - 2 * i
+            pairings = math.factorial(p) // (math.factorial(i) * math.factorial(degree) * 2**i)
+            polynomials[p, order - degree] = (-1) ** (p + i) * pairings
+    return polynomials
 
 
 class GaussianDerivativeConv2d(SynthesisedConv2d):
@@ -130,9 +128,10 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         height, width = (torch.arange(size) - (size - 1) / 2 for size in self.kernel_size)
         x_2, x_1 = torch.meshgrid(height, width, indexing="ij")
         self.register_buffer("grid", torch.stack([x_1, x_2]), persistent=False)  # (2, kH, kW)
-        # (K + 1, N, 2): 1 where kernel n takes that order along u_1 or u_2. Masks vectorise over kernels.
-        masks = F.one_hot(torch.tensor(orders), order + 1).permute(2, 0, 1)
-        self.register_buffer("order_masks", masks.to(torch.get_default_dtype()), persistent=False)
+        derivatives = torch.tensor(orders)  # (N, 2)
+        self.register_buffer("exponents", -(derivatives + 1.0), persistent=False)
+        # (K + 1, N, 2): each kernel's own polynomials, so that one evaluation serves them all.
+        self.register_buffer("polynomials", hermite_polynomials(order)[derivatives].permute(2, 0, 1), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -167,17 +166,16 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         """The kernels of every basis, (B, N, kH, kW): eq. (1) sampled at the pixels' centres."""
         with torch.autocast(self.mu.device.type, enabled=False):
             dtype = torch.promote_types(self.mu.dtype, torch.float32)
-            sigma, mu, theta = (value.to(dtype) for value in (self.sigma, self.mu, self.theta))
+            sigma, mu, theta = (value.to(dtype)[..., None] for value in (self.sigma, self.mu, self.theta))
             cos, sin = theta.cos(), theta.sin()
-            rotation = torch.stack([cos, sin, -sin, cos], dim=-1).unflatten(-1, (2, 2))  # (B, N, 2, 2)
-            u = rotation @ self.grid.to(dtype).flatten(1)  # (B, N, 2, kH * kW)
-            y = (u - mu[..., None]).unflatten(-1, self.kernel_size)
-            derivatives = gaussian_derivatives(y, sigma[..., None, None], self.order)
-            masks = self.order_masks[..., None, None].to(dtype)
-            along = derivatives[0] * masks[0]
-            for derivative, mask in zip(derivatives[1:], masks[1:], strict=True):
-                along = torch.addcmul(along, derivative, mask)
-            return along[:, :, 0] * along[:, :, 1]
+            rotation = torch.cat([cos, sin, -sin, cos], dim=-1).unflatten(-1, (2, 2))  # (B, N, 2, 2)
+            t = (rotation @ self.grid.to(dtype).flatten(1) - mu) / sigma  # (B, N, 2, kH * kW)
+            value, *lower = self.polynomials.to(dtype)[..., None]
+            for coefficient in lower:  # Horner's scheme
+                value = torch.addcmul(coefficient, value, t)
+            scale = sigma ** self.exponents.to(dtype)[..., None] / math.sqrt(2 * math.pi)
+            along_1, along_2 = (value * torch.exp(-0.5 * t * t) * scale).unbind(2)
+            return (along_1 * along_2).unflatten(-1, self.kernel_size)
 
     def coefficients(self) -> Tensor:
         """omega of eq. (3), (out_channels, N, in_channels // groups); the product lambda * beta where separated."""

@@ -138,7 +138,7 @@ def test_unknown_rows_columns_and_grids(grid):
         list(grid.cells(columns=["wid"]))
     with pytest.raises(ValueError, match="unknown row '10'"):
         list(grid.cells(rows=["10"]))
-    with pytest.raises(ValueError, match="there is no grid 'nothing'"):
+    with pytest.raises(ValueError, match="there is no config file 'nothing'"):
         reproduce.run(["nothing"])
 
 

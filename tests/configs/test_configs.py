@@ -1,0 +1,97 @@
+"""Every file in configs/ builds; every complete experiment trains, resumes, tests and predicts on tiny data."""
+
+from __future__ import annotations
+
+import csv
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_modules.base import BaseTask
+from lightning_modules.cli import main
+from lightning_modules.commands.training import ConvsuiteCLI
+from tests.helpers.data import trust_fashion_mnist, write_fashion_mnist
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NO_EXPERIMENTS = ("grids", "sweeps")  # read by `convsuite reproduce` and by W&B, with tests of their own
+# Where an overlay is tried that says nothing of data and model itself.
+BASE = "gaussian/fashion_mnist.yaml"
+
+
+def names(*, complete: bool) -> list[str]:
+    """Configurations by name: complete experiments (with task and data), or overlays."""
+    found = []
+    for path in sorted(CONFIGS.rglob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        is_complete = all("class_path" in content.get(part, {}) for part in ("model", "data"))
+        if path.relative_to(CONFIGS).parts[0] not in NO_EXPERIMENTS and is_complete == complete:
+            found.append(path.relative_to(CONFIGS).as_posix())
+    return found
+
+
+@pytest.fixture
+def tiny_data(tmp_path, monkeypatch) -> Path:
+    trust_fashion_mnist(monkeypatch, write_fashion_mnist(tmp_path / "data", train=80, test=21))
+    monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", names(complete=True))
+def test_experiments_build_without_data(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["describe", "--config", name]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", names(complete=False))
+def test_overlays_build_over_an_experiment(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # On whatever machine this is: where to run is the overlay's, whether that exists here is not.
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
+    with ExitStack() as cleanup:
+        cli = ConvsuiteCLI("fit", ["--config", BASE, "--config", name, *here], cleanup)
+        assert cli.model.network is not None
+    assert os.listdir(tmp_path) == []
+
+
+def experiment(name: str) -> list[str]:
+    return ["--config", name, "--data.train_size=64", "--trainer.max_epochs=2", "--trainer.default_root_dir=run"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", names(complete=True))
+def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
+    class Interrupted(Exception):
+        pass
+
+    watch = BaseTask.watch
+
+    def interrupt(task: BaseTask, loss: object) -> None:
+        if task.current_epoch == 1:
+            raise Interrupted
+        watch(task, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseTask, "watch", interrupt)
+        with pytest.raises(Interrupted):
+            main(["fit_test", *experiment(name)])
+    assert main(["fit_test", *experiment(name)]) == 0
+    with Path("run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
+    assert 0 <= float(rows[-1]["test/accuracy"]) <= 1
+
+    assert main(["fit_test", *experiment(name)]) == 0  # nothing is left to do
+    assert main(["test", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    assert main(["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
+    with Path("run/predictions.csv").open() as file:
+        predictions = list(csv.reader(file))
+    assert predictions[0][:2] == ["file", "class"]
+    assert len(predictions) > 20
+    assert {"config.yaml", "environment.json", "media"} <= set(os.listdir("run"))
