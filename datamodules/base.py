@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_folder import ImageFolder
-from datamodules.sampling import EpochSampler, EvaluationSampler, ResumableDataLoader, even_batch_size, process_place
+from datamodules.sampling import EpochSampler, EvaluationSampler, ResumableDataLoader
 from datamodules.splits import check_split
 
 
@@ -31,7 +31,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     Args:
         root: Folder that holds the data sets, each in a folder of its own; default $CONVSUITE_DATA, else ./data.
-        batch_size: Samples a batch and process. Evaluation may take one less, see `even_batch_size`.
+        batch_size: Samples a batch and process.
         num_workers: Processes that load ahead. Data sets held in memory are fastest with 0.
         train_size: Number of training samples, a stratified subset f(seed); default: all outside `val_size`.
         val_size: Number of validation samples, taken from the training set and disjoint from it; 0: no validation.
@@ -68,7 +68,7 @@ class BaseDataModule(LightningDataModule, ABC):
         check_split(train_size, val_size, self.train_samples)
         # A checkpoint names its data; loggers get the whole config from the command line.
         self.save_hyperparameters(logger=False)
-        self.root = root or os.environ.get("CONVSUITE_DATA") or "data"
+        self.root = os.path.expanduser(root or os.environ.get("CONVSUITE_DATA") or "data")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_size = train_size
@@ -160,8 +160,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, dataset: Dataset) -> DataLoader:
         sampler = EvaluationSampler(dataset)
-        batch_size = even_batch_size(len(dataset), self.batch_size, process_place()[0])  # type: ignore[arg-type]
-        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._loading(dataset))
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loading(dataset))
 
     def _loading(self, dataset: Dataset) -> dict[str, Any]:
         return {

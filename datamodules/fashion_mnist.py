@@ -146,8 +146,9 @@ def download_archives(folder: Path, names: list[str]) -> None:
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as unfinished:
+    # On the file system of `folder`, which is not made before there is something to put in it.
+    home = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as unfinished:
         for name in names:
             for mirror in FashionMNIST.mirrors:
                 try:
@@ -156,6 +157,7 @@ def download_archives(folder: Path, names: list[str]) -> None:
                 except (OSError, RuntimeError):
                     if mirror == FashionMNIST.mirrors[-1]:
                         raise
+            folder.mkdir(parents=True, exist_ok=True)
             os.replace(Path(unfinished) / name, folder / name)
 
 

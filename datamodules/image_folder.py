@@ -30,7 +30,7 @@ class ImageFolder(Dataset):
     """
 
     def __init__(self, root: str | Path, in_channels: int, image_size: int) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.mode = {1: "L", 3: "RGB"}[in_channels]
         self.image_size = image_size
         if not self.root.is_dir():

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from itertools import chain, count, cycle, islice, repeat
+from itertools import cycle, islice, repeat
 from typing import Any
 
 import torch
@@ -89,22 +89,6 @@ class EvaluationSampler(ShardedSampler):
 
     def _indices(self) -> range:
         return range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
-
-
-def even_batch_size(length: int, batch_size: int, processes: int) -> int:
-    """The largest size, at most `batch_size` if possible, for which all ranks of an `EvaluationSampler` take equally
-    many batches. Under DDP every batch of a network with buffers is a collective call: one too many waits for ever.
-
-    Raises:
-        ValueError: There are fewer samples than processes.
-    """
-    if length < processes:
-        raise ValueError(f"{length} sample(s) cannot be shared by {processes} processes: use at most {length}.")
-    if length % processes == 0:
-        return batch_size
-    # Some ranks hold `fewest`, the others one more, which opens a new batch only where `fewest` fills its batches.
-    fewest = length // processes
-    return next(size for size in chain(range(batch_size, 0, -1), count(batch_size + 1)) if fewest % size)
 
 
 class ResumableDataLoader(DataLoader):
