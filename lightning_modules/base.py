@@ -45,6 +45,7 @@ class BaseTask(LightningModule):
 
     monitor: ClassVar[str]
     mode: ClassVar[str]
+    first_bad_step: Tensor
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class BaseTask(LightningModule):
             monitor = getattr(scheduler, "monitor", self.monitor)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         if getattr(scheduler, "total_steps", 0) is None:
-            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)  # type: ignore[attr-defined]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -108,7 +109,7 @@ class BaseTask(LightningModule):
         torch.manual_seed(hash((run_seed(), self.global_step, self.global_rank)) % 2**63)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
 
     def watch(self, loss: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -49,5 +50,5 @@ class CosineDecay(LRScheduler):
             return self.alpha + (1 - self.alpha) * (1 + math.cos(2 * math.pi * progress))
         return self.alpha + (1 - self.alpha) * (1 + math.cos(math.pi * progress)) / 2
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from lightning_modules.files import written_whole
@@ -39,7 +40,7 @@ def verdicts(grid: Grid, summaries: Summaries) -> list[str]:
             means = [summaries[row, column].mean for column in order if (row, column) in summaries]
             if len(means) < len(order):
                 continue
-            holds = all(low < high for low, high in zip(means, means[1:], strict=False))
+            holds = all(low < high for low, high in pairwise(means))
             labels = " < ".join(grid.columns[column].label for column in order)
             sentences.append(f"{axis.label}: {labels} {'holds' if holds else 'does not hold'}.")
     return sentences

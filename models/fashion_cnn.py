@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +43,17 @@ class FashionCNN(nn.Module):
             raise ValueError(f"widths must name four layers, got {list(widths)}")
         if norm not in ("bias", "batch"):
             raise ValueError(f"norm must be 'bias' or 'batch', got {norm!r}")
-        for i, (before, width) in enumerate(zip([in_channels, *widths[:-1]], widths, strict=True), start=1):
-            position = {1: "entry", 4: "exit"}.get(i, "inner")
-            layer = conv.conv(
-                before, width, kernel_size, padding=kernel_size // 2, bias=norm == "bias", position=position
-            )
-            self.add_module(f"conv{i}", layer)
-            self.add_module(f"norm{i}", conv.norm(width, "none" if norm == "bias" else norm, position=position))
+        first, second, third, fourth = widths
+        layer = partial(conv.conv, kernel_size=kernel_size, padding=kernel_size // 2, bias=norm == "bias")
+        norm_layer = partial(conv.norm, kind="none" if norm == "bias" else norm)
+        self.conv1 = layer(in_channels, first, position="entry")
+        self.norm1 = norm_layer(first, position="entry")
+        self.conv2 = layer(first, second)
+        self.norm2 = norm_layer(second)
+        self.conv3 = layer(second, third)
+        self.norm3 = norm_layer(third)
+        self.conv4 = layer(third, fourth, position="exit")
+        self.norm4 = norm_layer(fourth, position="exit")
         self.num_features = widths[-1]
         self.fc = nn.Linear(self.num_features, num_classes)
         self.reset_parameters()

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from models.convs import Variant
+from models.convs import Position, Variant
+from models.convs.variant import pair
 
 
 def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence[str] = "*") -> nn.Module:
@@ -44,19 +45,19 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros"
 
 
-def _like(conv: nn.Conv2d, variant: Variant, position: str) -> nn.Module:
-    if isinstance(conv.padding, str):
-        same = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
-        padding = same if conv.padding == "same" else (0, 0)
+def _like(conv: nn.Conv2d, variant: Variant, position: Position) -> nn.Module:
+    size, dilation = pair(conv.kernel_size), pair(conv.dilation)
+    if conv.padding == "same":
+        padding = dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2
     else:
-        padding = conv.padding
+        padding = (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)
     return variant.conv(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
+        size,
+        stride=pair(conv.stride),
         padding=padding,
-        dilation=conv.dilation,
+        dilation=dilation,
         groups=conv.groups,
         bias=conv.bias is not None,
         position=position,

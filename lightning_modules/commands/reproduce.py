@@ -67,7 +67,9 @@ def _run_cells(grid: Grid, cells: list[Cell], results: Results, jobs: int) -> li
                     continue
                 results.add(row)
                 name = f"{row['row']}-{row['column']}-seed{row['seed']}"
-                print(f"[{done}/{len(cells)}] {name}: {100 * float(row['value']):.2f} in {row['minutes']} min", flush=True)
+                print(
+                    f"[{done}/{len(cells)}] {name}: {100 * float(row['value']):.2f} in {row['minutes']} min", flush=True
+                )
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

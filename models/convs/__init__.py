@@ -1,7 +1,7 @@
 """The registry of convolution variants: one file a variant, one interface for every network.
 
-    create_conv("gaussian", 16, 32, 7, padding=3, order=2)     one layer
-    build_variant({"name": "gaussian", "order": 2})            what a network asks for its layers
+create_conv("gaussian", 16, 32, 7, padding=3, order=2)     one layer
+build_variant({"name": "gaussian", "order": 2})            what a network asks for its layers
 """
 
 from models.convs.dau import DAUConv2d

@@ -37,6 +37,11 @@ class DAUConv2d(SynthesisedConv2d):
         ValueError: Even kernel size, fewer than one unit, sigma_init at or below min_sigma.
     """
 
+    raw_sigma: Tensor
+    raw_mu: Tensor
+    rows: Tensor
+    columns: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -57,9 +62,11 @@ class DAUConv2d(SynthesisedConv2d):
         if num_units < 1:
             raise ValueError(f"num_units must be 1 or more, got {num_units}")
         if not 0 < min_sigma < sigma_init:
-            raise ValueError(f"sigma_init ({sigma_init}) must lie above min_sigma ({min_sigma}), which must be positive")
-        for name in trainable:
-            check_name("trainable geometry", name, get_args(Geometry))
+            raise ValueError(
+                f"sigma_init ({sigma_init}) must lie above min_sigma ({min_sigma}), which must be positive"
+            )
+        for lever in trainable:
+            check_name("trainable geometry", lever, get_args(Geometry))
         self.num_units = num_units
         self.trainable = tuple(trainable)
         self.sigma_init = sigma_init
@@ -116,13 +123,13 @@ class DAUConv2d(SynthesisedConv2d):
         return along_width * ((width - 1) / 2), along_height * ((height - 1) / 2)
 
     def _profiles(self) -> tuple[Tensor, Tensor]:
-        """The two 1-D factors of each unit, (U, kW, out, in / groups) and (U, kH, ...): isotropic Gaussians separate."""
+        """The factors of each unit along the width and the height, (U, kW, out, in / groups) and (U, kH, ...)."""
         dtype = torch.promote_types(self.w.dtype, torch.float32)
         exponent = -0.5 * self._sigma().to(dtype).pow(-2)[:, None]
         profiles = []
         for mu, pixels in zip(self._mu(), (self.columns, self.rows), strict=True):
             distance = pixels.to(dtype)[:, None, None] - mu.to(dtype)[:, None]
-            # Over a row of pixels a softmax of the exponent is the Gaussian that sums to 1.
+            # A softmax over a row of pixels is the Gaussian that sums to 1; isotropic Gaussians separate.
             profiles.append(torch.softmax(exponent * distance.square(), dim=1))
         return profiles[0], profiles[1]
 

@@ -25,7 +25,7 @@ DEPTHWISE_COST = 16
 
 
 def basis_orders(order: int) -> list[tuple[int, int]]:
-    """Orders (p, q) with p + q <= order of a basis, (order + 1)(order + 2) / 2 of them: i = 0..K, j = 0..i, (j, i - j)."""
+    """Orders (p, q) of the (K + 1)(K + 2) / 2 kernels of a basis of order K: (j, i - j) for i = 0..K, j = 0..i."""
     return [(j, i - j) for i in range(order + 1) for j in range(i + 1)]
 
 
@@ -70,6 +70,13 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
             below min_sigma, an unknown name in `trainable`.
     """
 
+    raw_sigma: Tensor
+    mu: Tensor
+    theta: Tensor
+    grid: Tensor
+    exponents: Tensor
+    polynomials: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -96,9 +103,11 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         if num_bases < 1 or out_channels % num_bases:
             raise ValueError(f"num_bases ({num_bases}) must divide out_channels ({out_channels})")
         if min_sigma <= 0 or _lowest(sigma_init) <= min_sigma:
-            raise ValueError(f"sigma_init ({sigma_init}) must lie above min_sigma ({min_sigma}), which must be positive")
-        for name in trainable:
-            check_name("trainable geometry", name, get_args(Geometry))
+            raise ValueError(
+                f"sigma_init ({sigma_init}) must lie above min_sigma ({min_sigma}), which must be positive"
+            )
+        for lever in trainable:
+            check_name("trainable geometry", lever, get_args(Geometry))
         self.order = order
         self.num_bases = num_bases
         self.separated = separated

@@ -1,4 +1,4 @@
-"""`rfnn`: the fixed Gaussian derivative basis of Jacobsen et al. (CVPR 2016), the Gaussian layer with nothing to learn."""
+"""`rfnn`: structured receptive fields (Jacobsen et al., CVPR 2016), Gaussian derivatives of fixed geometry."""
 
 from __future__ import annotations
 

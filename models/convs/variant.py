@@ -66,7 +66,13 @@ class Variant(ABC):
         return f"{type(self).__name__}({self.spec})"
 
     def create(
-        self, in_channels: int, out_channels: int, kernel_size: IntOrPair, *, position: Position = "inner", **geometry: Any
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        *,
+        position: Position = "inner",
+        **geometry: Any,
     ) -> nn.Module:
         """This variant's layer, of exactly this shape; `geometry` is stride, padding, dilation, groups and bias."""
         return self.layer(in_channels, out_channels, kernel_size, **geometry, **self.layer_options(position))

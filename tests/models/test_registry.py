@@ -8,7 +8,6 @@ from torch import nn
 
 from models import create_model, list_models, register_model
 from models.convs import GaussianDerivativeConv2d, RFNNConv2d, list_convs
-from models.names import UnknownNameError
 
 GAUSSIAN = {"name": "gaussian", "num_bases": 2, "order": 1}
 
@@ -97,7 +96,7 @@ def test_the_standard_variant_leaves_layers_as_they_are():
 
 
 def test_a_pattern_without_a_match_lists_the_layers():
-    with pytest.raises(ValueError, match="match no convolution of this network. Its convolutions: conv1, layer1"):
+    with pytest.raises(ValueError, match=r"match no convolution of this network\. Its convolutions: conv1, layer1"):
         create_model("timm/resnet18", conv=GAUSSIAN, conv_layers="convolution1")
 
 
