@@ -60,9 +60,9 @@ class Grid:
     """The definition of a table, read from YAML.
 
     Keys: `title`; `config`, the base configuration; `metric`, a column of metrics.csv, a fraction; `rows` and
-    `columns`, name to `label`, `config`, `overrides`, and for rows `seeds`; `published`, row to column to percent; `orders`, lists
-    of columns that the paper ranks from low to high; `results`, the CSV file, and `page`, a Markdown file with a marked
-    place for the table, both optional and relative to the working directory.
+    `columns`, name to `label`, `config`, `overrides`, and for rows `seeds`; `published`, row to column to percent;
+    `orders`, lists of columns that the paper ranks from low to high; `results`, the CSV file, and `page`, a Markdown
+    file with a marked place for the table, both optional and relative to the working directory.
     """
 
     path: Path

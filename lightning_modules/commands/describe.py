@@ -74,15 +74,16 @@ def _layer_table(layers: Iterable[Layer]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, caption="Layers that change nothing counted here are left out.")
+    caption = "Layers that change nothing counted here are left out."
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
     table.add_column("layer", overflow="fold")
-    table.add_column("type", overflow="fold")
-    for heading in ("output", "parameters", "MACs", "receptive field"):
+    table.add_column("type", overflow="fold", min_width=24)  # the longest class name, also in a narrow terminal
+    for heading in ("output", "parameters", "MACs", "receptive\nfield"):
         table.add_column(heading, justify="right", overflow="fold")
     for layer in _telling(layers):
         table.add_row(
             escape(layer.name or "(network)"),
-            escape(layer_type(layer.module)),
+            escape(layer_type(layer.module)).replace("(", " (", 1),  # where the line may break
             " + ".join(_sizes(shape[1:]) for shape in layer.output_shapes) or "does not run",
             f"{layer.parameters:,}",
             f"{layer.macs:,}",
@@ -132,7 +133,7 @@ def _stride(analysis: Analysis) -> str:
 
 
 def _sizes(sizes: Sequence[float] | None) -> str:
-    return "-" if sizes is None else " x ".join(map(str, sizes))
+    return "-" if sizes is None else "×".join(map(str, sizes))
 
 
 def _short(count: int) -> str:

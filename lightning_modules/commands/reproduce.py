@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> int:
     if grid.page and Path(grid.page).is_file():
         write_table(grid, summaries, Path(grid.page))
         print(f"The table stands in {grid.page}.")
+    print(f"Runs, with their pictures in media/: runs/{grid.name}/")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0

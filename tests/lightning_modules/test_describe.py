@@ -34,17 +34,17 @@ def test_summary_agrees_with_torch(network):
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32))
     rows = rows_of(described(network, (1, 3, 32, 32)))
-    assert rows["network"] == ["Sequential, input 1 x 3 x 32 x 32"]
+    assert rows["network"] == ["Sequential, input 1×3×32×32"]
     assert rows["parameters"] == [f"{sum(p.numel() for p in network.parameters()):,}"]
     assert rows["MACs"] == [f"{counter.get_total_flops() // 2:,} (1.63 M)"]
-    assert rows["receptive field"] == ["9 x 9 before addmm"]
+    assert rows["receptive field"] == ["9×9 before addmm"]
     assert rows["output stride"] == ["4"]
 
 
 def test_layers(network):
     rows = rows_of(described(network, (1, 3, 32, 32)))
-    assert rows["0"] == ["Conv2d(kernel_size=7, stride=2)", "16 x 16 x 16", "2,368", "602,112", "7 x 7"]
-    assert rows["2"] == ["MaxPool2d(kernel_size=2, stride=2)", "16 x 8 x 8", "0", "0", "9 x 9"]
+    assert rows["0"] == ["Conv2d (kernel_size=7, stride=2)", "16×16×16", "2,368", "602,112", "7×7"]
+    assert rows["2"] == ["MaxPool2d (kernel_size=2, stride=2)", "16×8×8", "0", "0", "9×9"]
     assert rows["5"] == ["Linear", "1000", "1,025,000", "1,024,000", "-"]
     assert "1" not in rows, "an activation changes nothing"
     assert "3" not in rows
@@ -66,17 +66,17 @@ def test_frozen_and_unused_parameters_are_told():
     network.used.requires_grad_(False)
     rows = rows_of(described(network, (1, 1, 8, 8)))
     assert rows["parameters"] == ["16 (10 frozen)"]
-    assert rows["receptive field"] == ["3 x 3"]
+    assert rows["receptive field"] == ["3×3"]
     assert rows["auxiliary"] == ["Linear", "does not run", "6", "0", "-"]
 
 
 @pytest.mark.parametrize(
     ("conv", "expected"),
     [
-        ("standard", "Conv2d(kernel_size=3)"),
+        ("standard", "Conv2d (kernel_size=3)"),
         (
             {"name": "gaussian", "order": 3, "num_bases": 4},
-            "GaussianDerivativeConv2d(kernel_size=3, order=3, num_bases=4",
+            "GaussianDerivativeConv2d (kernel_size=3, order=3, num_bases=4",
         ),
     ],
 )
