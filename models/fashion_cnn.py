@@ -17,15 +17,16 @@ from models.registry import register_model
 class FashionCNN(nn.Module):
     """Four convolutions, global average pooling, one dense layer.
 
-    Maps images (N, in_channels, H, W), 8 pixels or more a side, to logits (N, num_classes). Max pooling halves the maps
-    after each convolution but the last. The paper pins the batch norms' gamma, mean and variance to 1, 0 and 1, so that
+    Maps images (N, in_channels, H, W), 8 pixels or more a side, to logits (N, num_classes). Maps are halved at each
+    convolution but the last. The paper pins the batch norms' gamma, mean and variance to 1, 0 and 1, so that
     beta alone is left: `norm="bias"` writes that as what it is, the bias of the convolution. `norm="batch"` is ordinary
-    batch norm. The paper gives neither widths nor where maps shrink; these are the suite's, chosen on validation data.
+    batch norm. The paper gives neither widths nor where and how maps shrink: docs/gaussian.md shows both ways.
 
     Args:
         widths: Output channels of the four convolutions.
         kernel_size: Side of the filters, odd; a `conv` spec may say otherwise for its own layers.
         norm: "bias" or "batch".
+        downsample: "pool", by max pooling after the convolution, or "stride", by the convolution's stride of 2.
     """
 
     def __init__(
@@ -37,20 +38,25 @@ class FashionCNN(nn.Module):
         widths: Sequence[int] = (32, 64, 128, 128),
         kernel_size: int = 3,
         norm: str = "bias",
+        downsample: str = "pool",
     ) -> None:
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths must name four layers, got {list(widths)}")
         if norm not in ("bias", "batch"):
             raise ValueError(f"norm must be 'bias' or 'batch', got {norm!r}")
+        if downsample not in ("pool", "stride"):
+            raise ValueError(f"downsample must be 'pool' or 'stride', got {downsample!r}")
         first, second, third, fourth = widths
         layer = partial(conv.conv, kernel_size=kernel_size, padding=kernel_size // 2, bias=norm == "bias")
         norm_layer = partial(conv.norm, kind="none" if norm == "bias" else norm)
-        self.conv1 = layer(in_channels, first, position="entry")
+        stride = 2 if downsample == "stride" else 1
+        self.pool = nn.MaxPool2d(2) if downsample == "pool" else nn.Identity()
+        self.conv1 = layer(in_channels, first, stride=stride, position="entry")
         self.norm1 = norm_layer(first, position="entry")
-        self.conv2 = layer(first, second)
+        self.conv2 = layer(first, second, stride=stride)
         self.norm2 = norm_layer(second)
-        self.conv3 = layer(second, third)
+        self.conv3 = layer(second, third, stride=stride)
         self.norm3 = norm_layer(third)
         self.conv4 = layer(third, fourth, position="exit")
         self.norm4 = norm_layer(fourth, position="exit")
@@ -68,11 +74,11 @@ class FashionCNN(nn.Module):
                     layer.bias.zero_()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map, (N, widths[3], H // 8, W // 8)."""
-        # Pooling commutes with the rectifier, which then has a quarter of the values to go through.
-        x = F.relu(F.max_pool2d(self.norm1(self.conv1(x)), 2))
-        x = F.relu(F.max_pool2d(self.norm2(self.conv2(x)), 2))
-        x = F.relu(F.max_pool2d(self.norm3(self.conv3(x)), 2))
+        """The last feature map, (N, widths[3], H / 8, W / 8), rounded down by pooling and up by strides."""
+        # Max pooling commutes with the rectifier, which then has a quarter of the values to go through.
+        x = F.relu(self.pool(self.norm1(self.conv1(x))))
+        x = F.relu(self.pool(self.norm2(self.conv2(x))))
+        x = F.relu(self.pool(self.norm3(self.conv3(x))))
         return F.relu(self.norm4(self.conv4(x)))
 
     def forward(self, x: Tensor) -> Tensor:
