@@ -50,8 +50,8 @@ def media_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "media"
 
 
-def is_drawing(trainer: Trainer) -> bool:
-    """Whether this process writes pictures: the first one does, except in a `fast_dev_run`, which leaves nothing."""
+def is_writing(trainer: Trainer) -> bool:
+    """Whether this process writes files: the first one does, except in a `fast_dev_run`, which leaves nothing."""
     return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
@@ -62,15 +62,22 @@ def logged_step(trainer: Trainer) -> int:
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """Draw within this block in the suite's style. An error in it becomes a warning: no picture is worth a run."""
+def dispensable(name: str) -> Iterator[None]:
+    """Make `name` within this block; an error becomes a warning, for no picture is worth a run."""
     try:
+        yield
+    except Exception as error:
+        rank_zero_warn(f"{name} could not be made, the run goes on without: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Draw the picture `name` within this block, in the suite's style; it is `dispensable`."""
+    with dispensable(f"picture {name!r}"):
         import matplotlib.style
 
         with matplotlib.style.context(["default", _STYLE]):
             yield
-    except Exception as error:
-        rank_zero_warn(f"picture {name!r} is missing, the run goes on: {type(error).__name__}: {error}")
 
 
 def save_picture(trainer: Trainer, name: str, picture: Figure | np.ndarray) -> None:
@@ -84,7 +91,7 @@ def save_picture(trainer: Trainer, name: str, picture: Figure | np.ndarray) -> N
         name: Becomes the file's name, and `media/<name>` in the loggers.
         picture: A matplotlib figure, or an image (H, W) or (H, W, 3), uint8, or float in [0, 1].
     """
-    if not is_drawing(trainer):
+    if not is_writing(trainer):
         return
     from PIL import Image
 
@@ -99,17 +106,17 @@ def save_picture(trainer: Trainer, name: str, picture: Figure | np.ndarray) -> N
 def show_picture(logger: Logger, key: str, pixels: np.ndarray, step: int) -> None:
     """Show uint8 `pixels` (H, W, 3) under `key` in `logger`; a logger of a class not registered here takes none.
 
-    `@show_picture.register` adds a class of loggers.
+    `@show_picture.register(MyLogger)` adds a class of loggers.
     """
 
 
-@show_picture.register
+@show_picture.register(WandbLogger)
 def _(logger: WandbLogger, key: str, pixels: np.ndarray, step: int) -> None:
     # The step goes in as the value `trainer/global_step`, as for metrics: W&B's own counter must never be set by hand.
     logger.log_image(key, [pixels], step=step)
 
 
-@show_picture.register
+@show_picture.register(TensorBoardLogger)
 def _(logger: TensorBoardLogger, key: str, pixels: np.ndarray, step: int) -> None:
     logger.experiment.add_image(key, pixels, step, dataformats="HWC")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_modules.files import write_whole
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import BLUE, SEQUENTIAL, drawing, is_drawing, media_folder, save_picture
+from lightning_modules.pictures import BLUE, SEQUENTIAL, drawing, is_writing, media_folder, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def _confusion(task: Any, stage: str) -> Tensor:
 
 
 def _save(trainer: Trainer, stage: str, counts: Tensor) -> None:
-    if not is_drawing(trainer):
+    if not is_writing(trainer):
         return
     names = class_names(trainer, len(counts))
     matrix = counts.numpy()
@@ -74,7 +74,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], stage: str) -> Figu
 
     classes, totals = len(counts), counts.sum(1)
     shares = 100 * counts / totals.clip(min=1)[:, None]
-    side = min(max(0.34 * classes, 2.4), 8.0)
+    side = min(max(0.34 * classes, 1.6), 8.0)
     figure = Figure(figsize=(side + 2.6, side + 1.2))
     cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side, 0.9))
     title = f"{stage}: {100 * counts.trace() / counts.sum():.2f} % of {counts.sum():,} right"

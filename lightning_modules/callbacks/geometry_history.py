@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 QUANTITIES = {"sigma": "σ (pixels)", "mu": "μ (pixels)", "theta": "θ (radians)"}
 # Layers with more units are recorded through an even sample of them: a DAU layer easily has 100,000.
 MAX_UNITS = 512
-# With more lines than these the bands alone are drawn.
-MAX_LINES = 40
-_MEDIAN_WIDTH, _UNIT_WIDTH, _BAND_ALPHA = 2.0, 0.5, 0.2
+# Of more units than these some are drawn, before a band that holds most of them.
+MAX_LINES = 24
+_MEDIAN_WIDTH, _UNIT_WIDTH, _BAND_ALPHA = 2.0, 0.5, 0.15
 
 
 def learnt_geometry(layer: SynthesisedConv2d) -> dict[str, Tensor]:
@@ -69,9 +69,9 @@ class GeometryHistory:
         A file that cannot be read (or is of another network) is given up: it holds pictures' data, not results.
         """
         try:
-            with np.load(self.path) as file:
-                columns = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+            with open(self.path, "rb") as file, np.load(file) as arrays:
+                columns = dict(arrays)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             return
         if "step" in columns:
             kept = columns["step"] <= step
@@ -86,11 +86,11 @@ class GeometryHistory:
             older = self.columns["step"] < step
             self.columns = {k: np.concatenate([self.columns[k][older], v[None]]) for k, v in row.items()}
         with written_whole(self.path) as file:
-            np.savez(file, allow_pickle=False, **self.columns)
+            np.savez(file, **self.columns)  # type: ignore[arg-type]
 
 
 def draw_geometry(columns: dict[str, np.ndarray], max_layers: int = 8) -> Figure:
-    """One row a layer, one column a quantity: each unit's value over the steps, median and bands of all units."""
+    """One row a layer, one column a quantity: some units over the steps, median and range of all of them."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -122,22 +122,23 @@ def draw_geometry(columns: dict[str, np.ndarray], max_layers: int = 8) -> Figure
         Line2D([], [], color=GREY, linewidth=_UNIT_WIDTH, label="one unit"),
         Patch(color=GREY, alpha=_BAND_ALPHA, linewidth=0, label="90 % of the units"),
     ]
-    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handlelength=1.4, columnspacing=1.2)
+    columns_of_keys = len(keys) if len(quantities) > 1 else 2
+    figure.legend(handles=keys, loc="outside upper left", ncols=columns_of_keys, handlelength=1.4, columnspacing=1.2)
     return figure
 
 
 def _draw_units(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    values = values.reshape(len(steps), -1, 2) if values.ndim > 2 else values[..., None]
+    values = values if values.ndim == 3 else values[..., None]
     colours = (BLUE, VERMILLION) if values.shape[-1] == 2 else (GREY,)
     for component, colour in zip(np.moveaxis(values, -1, 0), colours, strict=True):
         low, middle, high = np.quantile(component, [0.05, 0.5, 0.95], axis=1)
-        if component.shape[1] <= MAX_LINES:
-            # All units as one line with gaps, which draws many times faster than a line each.
-            gap = np.full((1, component.shape[1]), np.nan)
-            x = np.broadcast_to(np.append(steps, np.nan), (component.shape[1], len(steps) + 1))
-            axes.plot(x.ravel(), np.vstack([component, gap]).T.ravel(), color=colour, alpha=0.5, linewidth=_UNIT_WIDTH)
-        else:
+        if component.shape[1] > MAX_LINES:
             axes.fill_between(steps, low, high, color=colour, alpha=_BAND_ALPHA, linewidth=0)
+        some = evenly(torch.from_numpy(component.T), MAX_LINES).numpy()
+        # All in one line with gaps, which draws many times faster than a line each.
+        x = np.tile(np.append(steps, np.nan), len(some))
+        y = np.pad(some, ((0, 0), (0, 1)), constant_values=np.nan).ravel()
+        axes.plot(x, y, color=colour, alpha=0.5, linewidth=_UNIT_WIDTH)
         axes.plot(steps, middle, color=colour, linewidth=_MEDIAN_WIDTH)
 
 

@@ -16,7 +16,15 @@ from lightning_modules.callbacks.geometry_history import (
     geometry_layers,
     learnt_geometry,
 )
-from lightning_modules.pictures import DIVERGING, drawing, is_drawing, logged_step, media_folder, save_picture
+from lightning_modules.pictures import (
+    DIVERGING,
+    dispensable,
+    drawing,
+    is_writing,
+    logged_step,
+    media_folder,
+    save_picture,
+)
 from models.convs import GaussianDerivativeConv2d, SynthesisedConv2d
 from models.convs.gaussian import basis_orders
 
@@ -55,7 +63,7 @@ class KernelPictures(Callback):
         if not geometry_layers(_network(pl_module)):
             return
         self.history = GeometryHistory(media_folder(trainer) / "geometry.npz")
-        if not is_drawing(trainer):
+        if not is_writing(trainer):
             return
         if trainer.global_step > 0:
             self.history.resume(trainer.global_step)
@@ -72,20 +80,21 @@ class KernelPictures(Callback):
         self._draw(trainer, pl_module)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        if not is_drawing(trainer) or self.history is None:
+        if not is_writing(trainer) or self.history is None:
             return
         layers = geometry_layers(_network(pl_module))
         values = {
             f"{name}/{key}": value for name, layer in layers.items() for key, value in learnt_geometry(layer).items()
         }
-        with drawing("geometry"):
+        with dispensable("geometry.npz"):
             self.history.record(trainer.global_step, epochs, values)
         # Past `self.log`: the progress bar and checkpoints have no use for these.
         for logger in trainer.loggers if epochs else []:
             logger.log_metrics({"epoch": epochs - 1, **_summary(values)}, logged_step(trainer))
 
+    @torch.no_grad()
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_drawing(trainer):
+        if not is_writing(trainer):
             return
         network = _network(pl_module)
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv2d)}
@@ -109,7 +118,7 @@ def draw_kernels(name: str, layer: GaussianDerivativeConv2d, max_bases: int = 8)
 
     with torch.no_grad():
         shown = (layer.kernels(), layer.sigma, layer.mu, layer.theta)
-        kernels, sigma, mu, theta = (value[:max_bases].float().cpu().detach() for value in shown)  # type: ignore[index]
+        kernels, sigma, mu, theta = (value[:max_bases].float().cpu().detach() for value in shown)
     kernels /= kernels.abs().amax((2, 3), keepdim=True).clamp_min(torch.finfo().tiny)
     bases, count, height, width = kernels.shape
 

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.metrics_file import FIRST_COLUMNS, read_metrics
-from lightning_modules.pictures import BLUE, GREEN, ORANGE, drawing, is_drawing, save_picture
+from lightning_modules.pictures import BLUE, GREEN, ORANGE, drawing, is_writing, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ class LearningCurves(Callback):
 
 def _draw(trainer: Trainer) -> None:
     path = Path(trainer.default_root_dir) / "metrics.csv"
-    if not is_drawing(trainer) or not path.is_file():
+    if not is_writing(trainer) or not path.is_file():
         return
     with drawing("learning_curves"):
         curves = read_curves(path)

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from lightning_modules.files import written_whole
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import is_drawing
+from lightning_modules.pictures import is_writing
 from lightning_modules.processes import gather_on_first
-
-Row = tuple[str, list[float]]
 
 
 class PredictionWriter(Callback):
@@ -51,7 +49,7 @@ class PredictionWriter(Callback):
         probabilities = torch.cat(self.probabilities) if self.probabilities else torch.empty(0, 0)
         parts = gather_on_first((self.files, probabilities))
         self.files, self.probabilities = [], []
-        if not is_drawing(trainer):
+        if not is_writing(trainer):
             return
         rows = [zip(files, table.tolist(), strict=True) for files, table in parts]
         names = class_names(trainer, max(table.shape[1] for _, table in parts))

@@ -13,12 +13,13 @@ class WandbSummary(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        monitor = getattr(pl_module, "monitor", None)
+        if monitor is None or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.define_metric(
-                    pl_module.monitor,
+                    monitor,
                     step_metric="trainer/global_step",
                     step_sync=True,
                     summary=f"{pl_module.mode},last",

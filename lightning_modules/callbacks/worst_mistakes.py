@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import drawing, is_drawing, save_picture
+from lightning_modules.pictures import drawing, is_writing, save_picture
 from lightning_modules.processes import gather_on_first
 
 if TYPE_CHECKING:
@@ -63,10 +63,9 @@ class WorstMistakes(Callback):
         self.num_classes = outputs["probabilities"].shape[1]
         probability, prediction = outputs["probabilities"].max(1)
         wrong = prediction != outputs["label"]
+        # Right answers sink to the end. Dropping them would mean to wait for the device, for their number.
         candidates = {
-            "probability": probability.where(
-                wrong, -1.0
-            ),  # right answers sink to the end; nothing waits for the device
+            "probability": probability.where(wrong, -1.0),
             "index": outputs["index"],
             "label": outputs["label"],
             "prediction": prediction,
@@ -82,7 +81,7 @@ class WorstMistakes(Callback):
         self.worst = {}
         mistakes = [mistake for part in gather_on_first(_as_mistakes(held)) for mistake in part]
         mistakes.sort(key=lambda mistake: (-mistake.probability, mistake.index))
-        if not mistakes or not is_drawing(trainer):
+        if not mistakes or not is_writing(trainer):
             return
         with drawing("worst_mistakes"):
             mistakes = mistakes[: self.count]
@@ -113,8 +112,8 @@ def draw_mistakes(images: Tensor, mistakes: Sequence[Mistake], names: Sequence[s
 
     columns = min(columns, len(mistakes))
     rows = -(-len(mistakes) // columns)
-    figure = Figure(figsize=(max(1.25 * columns, 3.6), 0.55 + 1.6 * rows))
-    title = "Worst mistakes: true class → prediction, its probability, sample"
+    figure = Figure(figsize=(max(1.25 * columns, 4.8), 0.55 + 1.6 * rows))
+    title = "Worst mistakes: true class → prediction, probability, sample"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
