@@ -21,7 +21,7 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv and install the suite into it, editable
 
 demo: $(STAMP) ## train and compare plain and Gaussian networks on scikit-learn's digits (no download, no GPU)
-	$(BIN)/convsuite reproduce configs/grids/digits.yaml
+	$(BIN)/convsuite reproduce configs/grids/digits.yaml --jobs 2
 
 test: $(STAMP) ## run the tests; those on real data need CONVSUITE_DATA
 	$(BIN)/python -m pytest
