@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,9 +71,15 @@ class Bench:
     def time(self, steps: Mapping[str, Step]) -> Timings:
         return take_turns(steps, seconds=self.seconds, device=self.device)
 
-    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+    def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`forward` under autocast, entered for each pass as a Trainer does: its cache of casts lasts that long."""
         dtype = PRECISIONS[precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32)
+
+        def cast(x: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+                return forward(x)
+
+        return cast
 
 
 def free_form(spec: Spec) -> Spec:
@@ -85,7 +90,7 @@ def free_form(spec: Spec) -> Spec:
 def training_step(module: nn.Module, images: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> Step:
     """Forward, backward and an SGD step of `module`; its learning rate is 0, so that the numbers stay what they are.
 
-    `forward` stands in for the module's own. An autocast context of the caller holds for the forward pass.
+    `forward` stands in for the module's own.
     """
     forward = forward or module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
@@ -119,8 +124,11 @@ def layer_training(bench: Bench) -> Iterator[Row]:
             layers = {"Conv2d": shape.layer(free_form(spec), bench.device), "Gaussian": shape.layer(spec, bench.device)}
             for batch_size in BATCH_SIZES:
                 images = shape.images(batch_size, bench.device)
-                with bench.autocast(precision):
-                    timings = bench.time({name: training_step(layer, images) for name, layer in layers.items()})
+                steps = {
+                    name: training_step(layer, images, bench.in_precision(precision, layer))
+                    for name, layer in layers.items()
+                }
+                timings = bench.time(steps)
                 yield {"precision": precision, "layer": shape, "batch": batch_size, **compared(timings, "Conv2d")}
 
 

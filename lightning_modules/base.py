@@ -64,6 +64,8 @@ class BaseTask(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.geometry_lr_factor = geometry_lr_factor
+        if linked := {"in_channels", "num_classes", "conv"} & set(model_options or {}):
+            raise ValueError(f"model_options must not hold {sorted(linked)}: they are arguments of the task itself")
         self.network: nn.Module = create_model(
             model, conv=conv, in_channels=in_channels, num_classes=num_classes, **(model_options or {})
         ).to(memory_format=torch.channels_last)

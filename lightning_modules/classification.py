@@ -20,7 +20,8 @@ class ClassificationTask(BaseTask):
     """Cross-entropy over single labels; see `BaseTask` for the arguments.
 
     Logs `<stage>/loss` and `<stage>/accuracy`, `<stage>/accuracy_top5` where there are more than five classes, and
-    `test/accuracy_<class>`. Accuracies are fractions of all samples, and equal for any number of processes.
+    `test/accuracy_<class>`. Accuracies are fractions of all samples; those of validation and test are equal for any
+    number of processes.
 
     Attributes:
         confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (C, C), rows are the truth.
@@ -40,7 +41,7 @@ class ClassificationTask(BaseTask):
         self.watch(loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
         correct = (logits.detach().argmax(1) == batch["label"]).float().mean()
-        self.log("train/accuracy", correct, on_step=False, on_epoch=True, batch_size=len(logits))
+        self.log("train/accuracy", correct, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(logits))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:

@@ -20,16 +20,21 @@ def table_rows(grid: Grid, summaries: Summaries) -> list[list[str]]:
     lines.append(["parameters", *(f"{parameters[c]:,}" if c in parameters else MISSING for c in grid.columns)])
     for row, axis in grid.rows.items():
         published = grid.published.get(row, {})
+        counts = {len(summary.values) for (r, _), summary in summaries.items() if r == row}
         cells = []
         for column in grid.columns:
             summary = summaries.get((row, column))
             below = summary is not None and round(summary.mean, 1) < published.get(column, 0)
-            cells.append(f"{summary or MISSING}{' ' + BELOW if below else ''}")
-        count = max((len(s.values) for (r, _), s in summaries.items() if r == row), default=0)
-        lines.append([f"{axis.label}, {count} seed{'s' * (count != 1)}", *cells])
+            count = f" ({_seeds(len(summary.values))})" if summary is not None and len(counts) > 1 else ""
+            cells.append(f"{summary or MISSING}{count}{' ' + BELOW if below else ''}")
+        lines.append([axis.label + (f", {_seeds(*counts)}" if len(counts) == 1 else ""), *cells])
         if published:
             lines.append(["published", *(f"{published.get(column, MISSING)}" for column in grid.columns)])
     return lines
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def verdicts(grid: Grid, summaries: Summaries) -> list[str]:

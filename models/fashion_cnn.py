@@ -43,6 +43,8 @@ class FashionCNN(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths must name four layers, got {list(widths)}")
+        if min(widths) < 1 or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"widths must be positive and kernel_size odd, got {list(widths)} and {kernel_size}")
         if norm not in ("bias", "batch"):
             raise ValueError(f"norm must be 'bias' or 'batch', got {norm!r}")
         if downsample not in ("pool", "stride"):

@@ -7,19 +7,23 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+LISTED = 30  # names in a message
+
 
 class UnknownNameError(ValueError):
     """A name (of a network, a variant, an option ...) that does not exist."""
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
-    """Raise `UnknownNameError` unless `name` is one of `valid`; the message names the nearest and lists all."""
+    """Raise `UnknownNameError` unless `name` is one of `valid`; the message names the nearest and lists the rest."""
     names = sorted(valid)
     if name in names:
         return
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    listed = ", ".join(names) if names else "none"
+    listed = ", ".join(names[:LISTED]) if names else "none"
+    if len(names) > LISTED:
+        listed += f" and {len(names) - LISTED} more"
     raise UnknownNameError(f"unknown {kind} {name!r}.{hint} Valid: {listed}.")
 
 

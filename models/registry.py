@@ -58,7 +58,7 @@ def create_model(
     variant = build_variant(conv)
     if name.startswith(TIMM_PREFIX):
         network = create_timm_model(name.removeprefix(TIMM_PREFIX), **options)
-        return replace_convs(network, variant, conv_layers or "*")
+        return replace_convs(network, variant, "*" if conv_layers is None else conv_layers)
 
     check_name("model", name, [*_BUILDERS, f"{TIMM_PREFIX}<name>"])
     builder = _BUILDERS[name]

@@ -16,9 +16,16 @@ def create_timm_model(name: str, *, in_channels: int = 3, num_classes: int = 100
 
     Raises:
         UnknownNameError: timm has no such network.
+        ValueError: The network does not take these options.
     """
     import timm  # slow to import, and only wanted here
 
     architecture = name.split(".")[0]  # timm appends the tag of the weights after a dot
     check_name("timm model", architecture, timm.list_models())
-    return timm.create_model(name, in_chans=in_channels, num_classes=num_classes, **options)
+    try:
+        return timm.create_model(name, in_chans=in_channels, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"timm model {name!r} does not take these options: {error}. "
+            "`model_options: null` drops those of another network."
+        ) from error

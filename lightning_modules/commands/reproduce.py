@@ -23,7 +23,10 @@ class CellError(RuntimeError):
 
 def run(arguments: list[str]) -> int:
     """Run the command. Returns 0 when every chosen cell is finished, 1 when some failed."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs must be 1 or more")
     grid = Grid.read(find_config(options.grid))
     results = Results(Path(options.results or grid.results or f"runs/{grid.name}/results.csv"))
     cells = list(grid.cells(options.rows, options.columns, options.seeds))
@@ -119,5 +122,5 @@ def _read_run(folder: Path, metric: str) -> dict[str, Any]:
         "precision": session["precision"],
         "torch": session["versions"]["torch"],
         "lightning": session["versions"]["lightning"],
-        "commit": session["git"]["commit"],
+        "commit": f"{session['git']['commit']}{'+dirty' if session['git']['dirty'] else ''}",
     }

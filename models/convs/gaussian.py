@@ -19,6 +19,8 @@ Geometry = Literal["sigma", "mu", "theta"]
 Range = float | tuple[float, float]
 """A fixed value, or the bounds of a uniform draw."""
 
+MIN_SIGMA = 0.1  # pixels; a narrower Gaussian falls between the pixels
+
 # A depthwise convolution takes this many times longer per multiply-add than a dense one (measured on a CPU, forward
 # and backward; `make bench` shows both orders).
 DEPTHWISE_COST = 16
@@ -95,11 +97,11 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         sigma_init: Range = (0.5, 2.0),
         mu_init: Range = (-1.0, 1.0),
         theta_init: Range = (-math.pi, math.pi),
-        min_sigma: float = 0.1,
+        min_sigma: float = MIN_SIGMA,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        if order < 0:
-            raise ValueError(f"order must be 0 or more, got {order}")
+        if not isinstance(order, int) or order < 0:
+            raise ValueError(f"order must be a whole number, 0 or more, got {order}")
         if num_bases < 1 or out_channels % num_bases:
             raise ValueError(f"num_bases ({num_bases}) must divide out_channels ({out_channels})")
         if min_sigma <= 0 or _lowest(sigma_init) <= min_sigma:
@@ -155,6 +157,8 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
         self.raw_sigma.copy_(_inverse_softplus(sigma - self.min_sigma))
 
         norms = self.kernels().flatten(2).norm(dim=2)  # (B, N)
+        # Odd derivatives vanish on a centred kernel of one pixel, and must not get infinite coefficients there.
+        norms = norms.clamp_min(1e-5 * norms.amax(1, keepdim=True))
         outputs = self.out_channels // self.num_bases
         gain = (math.sqrt(2 / self.num_kernels) / norms).repeat_interleave(outputs, 0)  # (out, N)
         fan_in = self.in_channels // self.groups
@@ -225,9 +229,9 @@ class GaussianDerivativeConv2d(SynthesisedConv2d):
 
     def _factorised_is_cheaper(self, shape: torch.Size) -> bool:
         """Compare multiply-adds of the two evaluation orders for an input of this shape."""
-        area = self.kernel_size[0] * self.kernel_size[1]
+        area = math.prod(self.kernel_size)
         fan_in, maps = self.in_channels // self.groups, len(self.beta) * self.num_kernels
-        pixels_in = shape[0] * shape[2] * shape[3]
+        pixels_in = math.prod(shape) // self.in_channels
         pixels_out = pixels_in // (self.stride[0] * self.stride[1])
         dense = fan_in * self.out_channels * area * (pixels_out + self.num_kernels)
         factorised = pixels_in * fan_in * maps

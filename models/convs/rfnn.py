@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.convs.gaussian import GaussianDerivativeConv2d
+from models.convs.gaussian import MIN_SIGMA, GaussianDerivativeConv2d
 from models.convs.registry import register_conv
 from models.convs.variant import IntOrPair, Position, SpatialVariant
 
@@ -31,6 +31,8 @@ class RFNNConv2d(GaussianDerivativeConv2d):
         order: int = 3,
         sigma: float = 1.0,
     ) -> None:
+        if sigma <= MIN_SIGMA:
+            raise ValueError(f"sigma must lie above {MIN_SIGMA} pixels, got {sigma}")
         super().__init__(
             in_channels,
             out_channels,

@@ -76,8 +76,15 @@ class SynthesisedConv2d(nn.Module, ABC):
         """Keep the dense weight, so that inference costs what an `nn.Conv2d` costs. `train()` undoes it.
 
         The state dict stays that of the parameters: it loads into fused and unfused layers alike.
+
+        Raises:
+            RuntimeError: The layer is in training mode, where a kept weight would stop it from learning.
         """
-        self.fused_weight = self.dense_weight()
+        if self.training:
+            raise RuntimeError("fuse() is for inference: call eval() first")
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, enabled=False):
+            self.fused_weight = self.dense_weight()
 
     def unfuse(self) -> None:
         """Compute the weight from the parameters again."""

@@ -21,9 +21,15 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "none"
 
 
 def pair(value: IntOrPair | Sequence[int]) -> tuple[int, int]:
-    """(value, value) for an int; a sequence of two as a tuple."""
+    """(value, value) for an int; a sequence of two as a tuple.
+
+    Raises:
+        ValueError: Anything else, such as nn.Conv2d's padding="same".
+    """
     if isinstance(value, int):
         return value, value
+    if isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"expected a whole number or two of them, got {value!r}")
     first, second = value
     return int(first), int(second)
 

@@ -15,7 +15,9 @@ from lightning_modules.schedules import CosineDecay
 from models.convs import geometry_parameters
 
 # These fits need no validation, and the images are too small to be loaded by workers.
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a .validation_step.", "ignore:The .*dataloader.* does not have many")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a .validation_step.", "ignore:The .*dataloader.* does not have many"
+)
 
 GAUSSIAN = {"name": "gaussian", "kernel_size": 5, "num_bases": 2, "order": 1}
 SMALL = {"widths": [4, 4, 8, 8]}

@@ -98,7 +98,7 @@ def test_table_shows_mean_spread_published_and_what_fell_below(grid, tmp_path):
     assert lines == [
         ["", "Plain", "Wide"],
         ["parameters", "1,234", "1,234"],
-        ["few, 2 seeds", "71.0 ± 1.4", "80.0 ▼"],
+        ["few", "71.0 ± 1.4 (2 seeds)", "80.0 (1 seed) ▼"],
         ["published", "70.0", "90.0"],
         ["many, 1 seed", "90.0", "–"],
     ]

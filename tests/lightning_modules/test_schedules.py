@@ -27,7 +27,8 @@ def test_every_step_equals_the_formula(reading, alpha):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"alpha": 1.5}, "alpha"), ({"reading": "other"}, "reading"), ({"total_steps": 0}, "total")]
+    ("options", "message"),
+    [({"alpha": 1.5}, "alpha"), ({"reading": "other"}, "reading"), ({"total_steps": 0}, "total")],
 )
 def test_impossible_schedules(options, message):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)

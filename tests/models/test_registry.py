@@ -37,6 +37,9 @@ def test_every_network_takes_every_variant(name, conv):
         ({"name": "fashion_cnn", "conv": "gausian"}, "Did you mean 'gaussian'"),
         ({"name": "fashion_cnn", "conv": {"order": 2}}, "needs the key 'name'"),
         ({"name": "timm/resnet18x"}, "Did you mean 'resnet18"),
+        ({"name": "timm/resnet18", "widths": [1]}, "does not take these options.*model_options: null"),
+        ({"name": "fashion_cnn", "kernel_size": 4}, "kernel_size odd"),
+        ({"name": "fashion_cnn", "downsample": "max"}, "downsample must be 'pool' or 'stride'"),
     ],
 )
 def test_wrong_names_offer_the_nearest(arguments, message):

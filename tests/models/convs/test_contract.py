@@ -184,6 +184,12 @@ def test_fuse_changes_nothing_but_the_cost(name, options):
     layer.fuse()
     layer.train()
     assert layer.fused_weight is None
+    with pytest.raises(RuntimeError, match=r"call eval\(\) first"):
+        layer.fuse()
+    layer.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.fuse()
+    assert layer(x).dtype == torch.float32
 
 
 def test_even_kernels_are_refused_or_plain(name, options):
@@ -199,6 +205,15 @@ def test_variant_leaves_pointwise_and_transposed_layers_plain(name, options):
     variant = build_variant({"name": name, **options})
     assert type(variant.conv(8, 16, 1)) is nn.Conv2d
     assert type(variant.conv_transpose(8, 16, 2, stride=2)) is nn.ConvTranspose2d
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 7), (7, 1)])
+def test_kernels_of_one_row_or_column(name, options, kernel_size):
+    padding = (kernel_size[0] // 2, kernel_size[1] // 2)
+    layer = build_variant({"name": name, **options}).conv(8, 16, kernel_size, padding=padding)
+    y = layer(torch.randn(1, 8, 6, 6))
+    assert y.shape == (1, 16, 6, 6)
+    assert y.isfinite().all()
 
 
 def test_variant_kernel_size_keeps_output_sizes(name, options):

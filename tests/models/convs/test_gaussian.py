@@ -163,13 +163,16 @@ def test_dau_weight_is_the_mixture_of_its_units():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gaussian", {"order": -1}, "order must be 0 or more"),
+        ("gaussian", {"order": -1}, "order must be a whole number, 0 or more"),
+        ("gaussian", {"order": 2.5}, "order must be a whole number"),
+        ("rfnn", {"sigma": 0.05}, "sigma must lie above 0.1"),
         ("gaussian", {"num_bases": 3}, r"num_bases \(3\) must divide out_channels \(16\)"),
         ("gaussian", {"num_bases": 0}, "num_bases"),
         ("gaussian", {"sigma_init": 0.05}, "above min_sigma"),
         ("gaussian", {"sigma_init": (0.0, 2.0)}, "above min_sigma"),
         ("gaussian", {"trainable": ("sigmma",)}, "Did you mean 'sigma'"),
         ("gaussian", {"kernel_size": 6}, "odd"),
+        ("gaussian", {"padding": "same"}, "expected a whole number or two"),
         ("dau", {"num_units": 0}, "num_units"),
         ("dau", {"sigma_init": 0.01}, "above min_sigma"),
     ],
