@@ -1,4 +1,4 @@
-"""Tasks, the command line, and what only training needs. Names resolve on first use, so that importing this is light."""
+"""Tasks, the command line, and what only training needs. Names resolve on first use: importing this is light."""
 
 from __future__ import annotations
 

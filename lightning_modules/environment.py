@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,10 +28,9 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, source, machine and time, as plain data."""
+    """Time, versions, source and machine, as plain data."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -74,7 +74,7 @@ def place_loggers(config: Any, run: Run) -> None:
         options = logger.init_args
         if "save_dir" in options:
             options.save_dir = str(run.folder)
-        if logger.class_path.endswith(".WandbLogger") and rank_zero_only.rank == 0:
+        if logger.class_path.endswith(".WandbLogger") and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             options.id = _kept_wandb_id(run)
         if logger.class_path.endswith(".TensorBoardLogger") and options.name == "lightning_logs":
             options.name, options.version = "tensorboard", ""

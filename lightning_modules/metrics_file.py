@@ -79,7 +79,9 @@ class MetricsFile:
 
     def _write_last(self, row: Row, begins: int) -> None:
         line = self._encode(row)
-        is_shorter = self._last is not None and begins == self._last_begins and len(line) < len(self._encode(self._last))
+        is_shorter = (
+            self._last is not None and begins == self._last_begins and len(line) < len(self._encode(self._last))
+        )
         self._last, self._last_begins = row, begins
         if is_shorter:  # in place it would leave the end of the old line
             self._write_all([*[old for old in read_metrics(self.path) if old["step"] != row["step"]], row])

@@ -1,10 +1,10 @@
 """The run folder: everything that belongs to one run, found again by its settings.
 
-    <folder>/config.yaml         all settings, resolved
-             metrics.csv         one row a step
-             checkpoints/        last.ckpt and, where something is monitored, best.ckpt
-             media/              pictures
-             environment.json    a session each time that the run was worked on: versions, hardware, command ...
+<folder>/config.yaml         all settings, resolved
+         metrics.csv         one row a step
+         checkpoints/        last.ckpt and, where something is monitored, best.ckpt
+         media/              pictures
+         environment.json    a session each time that the run was worked on: versions, hardware, command ...
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-# Where a run runs and what it shows is no part of what it computes.
+# Where a run runs, what it shows and how often it saves is no part of what it computes.
 NOT_COMPARED = {
     "trainer": {
         "accelerator",
@@ -40,6 +40,7 @@ NOT_COMPARED = {
         "fast_dev_run",
     },
     "data": {"num_workers", "root", "predict_root"},
+    "callbacks": {"LastCheckpoint", "RichProgressBar", "TQDMProgressBar"},
 }
 
 
@@ -123,6 +124,7 @@ def compared_settings(config: Config) -> dict[str, Any]:
     kept: Config = {key: config.get(key) for key in ("seed_everything", "model", "ckpt_path")}
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: value for key, value in trainer.items() if key not in NOT_COMPARED["trainer"]}
+    kept["trainer"]["callbacks"] = [callback for callback in trainer.get("callbacks") or [] if _is_compared(callback)]
     data = config.get("data") or {}
     init_args = data.get("init_args") or {}
     kept["data"] = {**data, "init_args": {k: v for k, v in init_args.items() if k not in NOT_COMPARED["data"]}}
@@ -140,6 +142,10 @@ def differences(old: Config, new: Config) -> list[str]:
     before, after = compared_settings(old), compared_settings(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}" for key in keys]
+
+
+def _is_compared(callback: Config) -> bool:
+    return callback["class_path"].rpartition(".")[2] not in NOT_COMPARED["callbacks"]
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

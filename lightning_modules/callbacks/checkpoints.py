@@ -66,7 +66,7 @@ class LastCheckpoint(StepBoundary):
         if self.train_time_interval is None:
             return False
         is_due = time.monotonic() - self._saved_time >= self.train_time_interval.total_seconds()
-        return trainer.strategy.broadcast(is_due)  # clocks of processes differ
+        return trainer.strategy.reduce_boolean_decision(is_due, all=False)  # clocks of processes differ
 
 
 def save_last(trainer: Trainer) -> None:
@@ -106,8 +106,8 @@ class BestCheckpoint(ModelCheckpoint):
 def with_checkpoints(given: Iterable[Callback], monitor: str | None, mode: str) -> list[Callback]:
     """The callbacks, with those that `best.ckpt` and `last.ckpt` need where none of `given` writes them.
 
-    `best.ckpt` follows the metric of the first `ModelCheckpoint` that names one, else `monitor`. What writes `last.ckpt`
-    comes last, so that it holds what the others have learnt.
+    `best.ckpt` follows the metric of the first `ModelCheckpoint` that names one, else `monitor`. What writes
+    `last.ckpt` comes last, so that it holds what the others have learnt.
     """
     others = [callback for callback in given if not isinstance(callback, LastCheckpoint)]
     last = [callback for callback in given if isinstance(callback, LastCheckpoint)]

@@ -17,12 +17,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 
 class Stopped(SystemExit):
-    """Training stopped on a signal, its last step saved. The exit code is the shell's: 128 + signal."""
+    """Training stopped on a signal; `how` says where it stands. The exit code is the shell's: 128 + signal."""
 
-    def __init__(self, signum: int, step: int, code: int) -> None:
+    def __init__(self, signum: int, how: str, code: int) -> None:
         super().__init__(code)
-        self.signal = signal.Signals(signum).name
-        self.step = step
+        self.how = f"{signal.Signals(signum).name}: {how}"
 
 
 class GracefulStop(StepBoundary):
@@ -44,21 +43,34 @@ class GracefulStop(StepBoundary):
 
     def at_boundary(self, trainer: Trainer, epoch_ends: bool) -> None:
         signum = _agree(trainer, self._received)
-        if not signum:
-            return
-        save_last(trainer)
-        # Launched processes end with 0: the launcher kills the first one when another ends with anything else.
-        raise Stopped(signum, trainer.global_step, 128 + signum if trainer.is_global_zero else 0)
+        if signum:
+            save_last(trainer)
+            raise Stopped(signum, f"step {trainer.global_step} is done and saved", _exit_code(trainer, signum))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """SIGTERM ends the workers of a validation too, which cannot go on then."""
+        if self._received and "DataLoader worker" in str(exception):
+            how = "stopped in the middle of a validation, back to the last checkpoint"
+            raise Stopped(self._received, how, _exit_code(trainer, self._received))
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = signum
+        if hasattr(signal, "SIGCHLD"):
+            # A worker that the same signal ended is no error now; torch would raise one in the middle of the step.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # No print: a signal may come in the middle of one.
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once, back to the last checkpoint)\n")
 
 
+def _exit_code(trainer: Trainer, signum: int) -> int:
+    """0 on all processes but the first: a launcher kills that one when another ends with anything else."""
+    return 128 + signum if trainer.is_global_zero else 0
+
+
 def _agree(trainer: Trainer, received: int) -> int:
+    """The signal that any of the processes has received, 0 for none."""
     if trainer.world_size == 1:
         return received
     numbers = torch.tensor(received, device=trainer.strategy.root_device)

@@ -26,6 +26,9 @@ class ProgressLines(ProgressBar):
     def enable(self) -> None:
         self._is_enabled = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._printed = time.monotonic()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

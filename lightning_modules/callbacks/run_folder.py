@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -21,11 +22,13 @@ class RunFolder(Callback):
     Args:
         run: The run folder.
         config: All settings, resolved, as plain data; loggers get them too.
+        command: The command line.
     """
 
-    def __init__(self, run: Run, config: Config) -> None:
+    def __init__(self, run: Run, config: Config, command: str) -> None:
         self.run = run
         self.config = config
+        self.command = command
         self._session: dict[str, Any] = {}
         self._start = 0.0
         self._is_recorded = False
@@ -34,7 +37,7 @@ class RunFolder(Callback):
         self._start, self._is_recorded = time.monotonic(), False
         if not trainer.is_global_zero:
             return
-        self._session = {"stage": stage, **describe_environment(), **self._how(trainer)}
+        self._session = {"stage": stage, "command": self.command, **describe_environment(), **self._how(trainer)}
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config)
 
@@ -84,8 +87,9 @@ class RunFolder(Callback):
         self._record(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._is_recorded:
-            self._record(trainer, f"interrupted by {type(exception).__name__}")
+        with suppress(OSError):  # a full disk, say, is what the exception is about
+            if self._is_recorded:
+                self._record(trainer, f"interrupted by {type(exception).__name__}")
 
     def _how(self, trainer: Trainer) -> dict[str, Any]:
         return {

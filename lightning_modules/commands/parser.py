@@ -6,7 +6,7 @@ import difflib
 import inspect
 import pydoc
 import re
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -24,8 +24,11 @@ class CommandParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    def print_usage(self, file: IO[str] | None = None) -> None:
-        print(f"usage: {self.prog} --config FILE [--config FILE ...] [--model.KEY VALUE] [--data.KEY VALUE] ...", file=file)
+    def print_usage(self, file: Any = None) -> None:
+        print(
+            f"usage: {self.prog} --config FILE [--config FILE ...] [--model.KEY VALUE] [--data.KEY VALUE] ...",
+            file=file,
+        )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line for line in message.splitlines() if not NOISE.fullmatch(line)]
@@ -48,7 +51,7 @@ def _nearest(name: str, valid: Any) -> str:
 
 def own_error(error: ValueError) -> Exception:
     """The error that a class raised at its construction, out of jsonargparse's account of all that it tried."""
-    inner: BaseException = error
+    inner: Exception = error
     while str(inner).startswith(UNION) and isinstance(inner.__cause__, Exception):
         inner = inner.__cause__
     return inner

@@ -9,8 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from datamodules import BaseDataModule
 from lightning_modules.base import BaseTask
 from lightning_modules.callbacks import default_callbacks
 from lightning_modules.callbacks.checkpoints import with_checkpoints
-from lightning_modules.callbacks.epoch_means import EpochMeans
+from lightning_modules.callbacks.exact_resume import ExactResume
 from lightning_modules.callbacks.graceful_stop import GracefulStop, Stopped
 from lightning_modules.callbacks.predictions import PredictionWriter
 from lightning_modules.callbacks.progress import ProgressLines
@@ -54,9 +53,8 @@ def run(command: str, args: list[str]) -> int:
         try:
             getattr(cli, command)()
         except Stopped as stop:
-            if rank_zero_only.rank == 0:
-                again = shlex.join(["convsuite", command, *args])
-                print(f"\n{stop.signal} after step {stop.step}: saved in {cli.run}. To go on:\n  {again}")
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"\n{stop.how}, in {cli.run}. To go on:\n  {cli.command_line}")
             raise
         except SystemExit as leaving:
             # A Trainer ends with 1 on Ctrl-C, as on any error.
@@ -82,6 +80,7 @@ class ConvsuiteCLI(LightningCLI):
 
     def __init__(self, command: str, args: list[str], cleanup: ExitStack) -> None:
         self.command = command
+        self.command_line = shlex.join(["convsuite", command, *args])
         self.cleanup = cleanup
         _import_short_names()
         args, self.name = prepare_arguments(command, args)
@@ -112,7 +111,7 @@ class ConvsuiteCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Lightning warns when `args` are given besides sys.argv; here they are made from it.
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's hyper-parameters must not win over the command line, as they do in Lightning."""
@@ -133,8 +132,10 @@ class ConvsuiteCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            return
         except ValueError as error:
-            raise own_error(error) from None
+            own = own_error(error)
+        raise own  # out here, so that the two do not become each other's context
 
     def after_instantiate_classes(self) -> None:
         """Refuse a value for what comes from the data: it would count for nothing."""
@@ -180,7 +181,8 @@ class ConvsuiteCLI(LightningCLI):
 
     def fit_test(self) -> None:
         self.fit()
-        writes_checkpoints = not self.trainer.fast_dev_run and self.config_init.trainer.enable_checkpointing is not False
+        given = self.config_init.trainer
+        writes_checkpoints = not given.fast_dev_run and given.enable_checkpointing is not False
         self.checkpoint = str(self.run.checkpoint("best")) if writes_checkpoints else None
         self.test()
 
@@ -223,7 +225,7 @@ class ConvsuiteCLI(LightningCLI):
         return Run(named or Path("runs") / name / run_id(self.config_plain))
 
     def _callbacks(self, given: list[Callback]) -> list[Callback]:
-        callbacks = [RunFolder(self.run, self.config_plain), EpochMeans(), *given]
+        callbacks = [RunFolder(self.run, self.config_plain, self.command_line), ExactResume(), *given]
         if self.config_init.trainer.enable_progress_bar is not False and not _has(given, ProgressBar):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         callbacks += [callback for callback in default_callbacks(self.model) if not _has(given, type(callback))]
@@ -304,7 +306,7 @@ def _import_short_names() -> None:
 
 def _discard_unused(run: Run, existed: bool) -> None:
     """Remove what a run that failed before its first step has left."""
-    if existed or run.config_file.is_file() or rank_zero_only.rank != 0:
+    if existed or run.config_file.is_file() or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return
     shutil.rmtree(run.folder, ignore_errors=True)
     default = Path("runs").absolute()
