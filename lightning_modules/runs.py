@@ -180,12 +180,15 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
     settings = saved.get("hyper_parameters", {})
     if "model" not in settings:
         raise CheckpointError(f"{path} does not say which network it holds: it was not written by this suite")
+    options = dict(settings["model_options"] or {})
+    if "pretrained" in options:
+        options["pretrained"] = False  # its weights are in the checkpoint: nothing is to be downloaded
     network = create_model(
         settings["model"],
         conv=settings["conv"],
         in_channels=settings["in_channels"],
         num_classes=settings["num_classes"],
-        **(settings["model_options"] or {}),
+        **options,
     )
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}

@@ -43,7 +43,8 @@ class ProgressLines(ProgressBar):
         metrics = trainer.callback_metrics  # on all processes: the mean over an epoch may be theirs together
         if not self._is_enabled:
             return
-        values = [f"{name} {float(value):.4g}" for name, value in sorted(metrics.items()) if not name.endswith("_step")]
+        shown = {name: value for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))}
+        values = [f"{name} {float(value):.4g}" for name, value in shown.items() if not name.endswith("_step")]
         epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         head = f"epoch {trainer.current_epoch + 1}{epochs}{place}, step {trainer.global_step}"
         print(f"{head}: {', '.join(values)}", flush=True)
