@@ -106,7 +106,7 @@ def test_trainer_overlays_change_no_settings(name):
 
 
 def test_the_slurm_overlay_saves_by_the_clock():
-    with pytest.raises(Exception, match="(?i)gpu"):  # there is none in tests
+    with pytest.raises(Exception, match=r"(?i)gpu"):  # there is none in tests
         parsed("--config", "trainer/slurm.yaml")
     cli = parsed(
         "--config", "trainer/slurm.yaml", "--trainer.accelerator=cpu", "--trainer.strategy=auto", command="fit"
@@ -158,7 +158,7 @@ def test_no_slash_of_a_metric_reaches_a_file_name():
 
 
 def test_what_comes_from_the_data_is_not_given():
-    with pytest.raises(ValueError, match="model.num_classes is 4, but DigitsDataModule has 10: leave it out"):
+    with pytest.raises(ValueError, match=r"model\.num_classes is 4, but DigitsDataModule has 10: leave it out"):
         parsed("--model.num_classes=4")
 
 
@@ -201,7 +201,7 @@ def test_without_anything_it_says_what_is_missing(capsys):
     ],
 )
 def test_an_impossible_option_is_the_error_of_its_owner(args, said):
-    with pytest.raises(ValueError, match="(?s).") as error:
+    with pytest.raises(ValueError, match=r"(?s).") as error:
         parsed(*args)
     assert said in str(error.value)
     assert "Union" not in str(error.value)

@@ -50,7 +50,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing is saved on the way out."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def without_pictures(monkeypatch):
     monkeypatch.setattr(training, "default_callbacks", lambda task: [])
 
@@ -80,6 +80,7 @@ def kill(monkeypatch):
     return run
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_killed_anywhere_it_goes_on_as_if_nothing_had_been(tmp_path, kill, name):
     def command(folder):
@@ -112,6 +113,7 @@ def by_name(run):
     return [dict(sorted(row.items())) for row in read_metrics(run.metrics_file)]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_best_checkpoint_moves_with_its_run(tmp_path):
     """Its score still counts: a worse validation does not replace it."""
     command = tiny(tmp_path / "run", "--trainer.max_epochs=3", *save_every(1))
@@ -161,7 +163,7 @@ def test_real_signals(tmp_path, signum):
     assert not Run(tmp_path / "run").is_finished
     if signum != signal.SIGKILL:
         assert signum.name in output
-        assert f"To go on:\n  convsuite fit --model=ClassificationTask" in output
+        assert "To go on:\n  convsuite fit --model=ClassificationTask" in output
         saved = read_checkpoint(Run(tmp_path / "run").last_checkpoint)["global_step"]
         assert str(saved - 1) == read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"]
 
