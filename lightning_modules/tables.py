@@ -59,7 +59,7 @@ def print_table(grid: Grid, summaries: Summaries) -> None:
     header, *lines = table_rows(grid, summaries)
     table = Table(title=grid.title)
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", min_width=len("published") if i == 0 else None)
     for line in lines:
         table.add_row(*line, style="dim" if line[0] == "published" else None)
     console = Console()

@@ -66,7 +66,7 @@ def test_a_seed_makes_the_weights():
 
 @pytest.mark.parametrize("given", ["standard", {"name": "rfnn", "order": 2}])
 def test_a_flag_replaces_the_whole_variant(given):
-    assert conv("--model.conv", json.dumps(given)) == given
+    assert conv("--model.conv", given if isinstance(given, str) else json.dumps(given)) == given
 
 
 def test_an_overlay_replaces_the_whole_variant(tmp_path):
