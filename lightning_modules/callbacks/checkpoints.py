@@ -44,16 +44,17 @@ class LastCheckpoint(StepBoundary):
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
     def at_boundary(self, trainer: Trainer, epoch_ends: bool) -> None:
-        if (epoch_ends and self._is_epoch_due(trainer)) or self._is_step_due(trainer) or self._is_time_due(trainer):
+        if epoch_ends and self._is_epoch_due(trainer):
+            self._save(trainer)  # again, where training stops within an epoch: now the epoch's means are known
+        elif trainer.global_step != self._saved_step and (self._is_step_due(trainer) or self._is_time_due(trainer)):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run and trainer.global_step != self._saved_step:  # type: ignore[attr-defined]
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved_step:
-            save_last(trainer)
+        save_last(trainer)
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
     def _is_epoch_due(self, trainer: Trainer) -> bool:

@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 UNION = "Does not validate against any of the Union subtypes"
 # Every optional class adds these lines around the one that says something.
-NOISE = re.compile(rf"\s*(- )?({UNION}|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|Given value.*|)")
+OTHER_CHOICE = "Expected a <class 'NoneType'>"
+NOISE = re.compile(rf"\s*(- )?({UNION}|Subtypes: .*|Errors:|{OTHER_CHOICE}.*|Given value.*|)")
 
 
 class CommandParser(LightningArgumentParser):
@@ -31,13 +32,12 @@ class CommandParser(LightningArgumentParser):
         )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line for line in message.splitlines() if not NOISE.fullmatch(line)]
-        super().error("\n".join(lines) + self._nearest_option(message), ex)
+        super().error("\n".join(_without_noise(message)) + self._nearest_option(message), ex)
 
     def _nearest_option(self, message: str) -> str:
         if unknown := re.search(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE):
             return _nearest(unknown[1], self._option_string_actions)
-        unknown = re.search(r"Option '(\w+)' is not accepted", message)
+        unknown = re.search(r"(?:Option|Key) '(\w+)' is not (?:accepted|expected)", message)
         owners = re.findall(r"class_path(?: |=)'([\w.]+)'", message)
         if unknown is None or not owners:
             return ""
@@ -49,9 +49,15 @@ def _nearest(name: str, valid: Any) -> str:
     return f"\nDid you mean {nearest[0]!r}?" if nearest else ""
 
 
+def _without_noise(message: str) -> list[str]:
+    return [line for line in message.splitlines() if not NOISE.fullmatch(line)]
+
+
 def own_error(error: ValueError) -> Exception:
     """The error that a class raised at its construction, out of jsonargparse's account of all that it tried."""
     inner: Exception = error
     while str(inner).startswith(UNION) and isinstance(inner.__cause__, Exception):
         inner = inner.__cause__
+    if str(inner).startswith(OTHER_CHOICE):  # older versions keep the error of the last thing that they tried
+        return ValueError(" ".join(line.strip(" -") for line in _without_noise(str(error))))
     return inner

@@ -6,10 +6,10 @@ import os
 import signal
 
 import pytest
-from lightning.pytorch import Trainer
 
 from lightning_modules import ClassificationTask
 from lightning_modules.callbacks.graceful_stop import SIGNALS, GracefulStop, Stopped
+from lightning_modules.callbacks.run_folder import RunFolder
 from lightning_modules.cli import main
 from lightning_modules.commands import training
 from lightning_modules.files import read_checkpoint
@@ -33,7 +33,7 @@ def at_step(monkeypatch, step, action, hook="training_step"):
     method = getattr(ClassificationTask, hook)
 
     def acting(self, batch, batch_idx):
-        if self.global_step == step and not self.trainer.sanity_checking:
+        if self.global_step == step:
             action()
         return method(self, batch, batch_idx)
 
@@ -77,8 +77,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
 
 
 def test_before_the_first_step_ctrl_c_is_what_it_was(tmp_path, monkeypatch):
-    at_step(monkeypatch, 0, lambda: os.kill(os.getpid(), signal.SIGINT), "validation_step")
-    monkeypatch.setattr(Trainer, "sanity_checking", False)  # so that the helper acts within the sanity check
+    monkeypatch.setattr(RunFolder, "setup", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         main(["fit", *tiny(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
