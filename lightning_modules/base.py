@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from models import create_model
 from models.convs import geometry_parameters
+
+# As in `lightning.pytorch.cli`, which is not imported here because it needs jsonargparse.
+OptimizerCallable = Callable[[Iterable], Optimizer]
+LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -110,7 +114,7 @@ class BaseTask(LightningModule):
         # Noise drawn while training (dropout, say) is a function of seed, step and rank: a resumed run draws the same.
         torch.manual_seed(hash((run_seed(), self.global_step, self.global_rank)) % 2**63)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
 
@@ -136,6 +140,13 @@ class BaseTask(LightningModule):
                 f"weights are not finite after step {self.global_step - 1} (first: {bad[0]}); "
                 "this checkpoint is not written, the last one stays. Lower the learning rate or clip gradients."
             )
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in Lightning; through `BaseTask` it gives the task that the checkpoint names."""
+        if cls is BaseTask:
+            return LightningModule.load_from_checkpoint(*args, **kwargs)
+        return super().load_from_checkpoint(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         try:

@@ -53,13 +53,18 @@ def run(command: str, args: list[str]) -> int:
         try:
             getattr(cli, command)()
         except Stopped as stop:
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-                print(f"\n{stop.how}, in {cli.run}. To go on:\n  {cli.command_line}")
+            _say(f"\n{stop.how}, in {cli.run}. To go on:\n  {cli.command_line}")
             raise
         except SystemExit as leaving:
-            # A Trainer ends with 1 on Ctrl-C, as on any error.
-            raise KeyboardInterrupt from None if isinstance(leaving.__context__, KeyboardInterrupt) else leaving
+            if isinstance(leaving.__context__, KeyboardInterrupt):  # which a Trainer turns into exit code 1
+                raise KeyboardInterrupt from None
+            raise
     return 0
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 class ConvsuiteCLI(LightningCLI):
@@ -163,9 +168,11 @@ class ConvsuiteCLI(LightningCLI):
 
     def fit(self) -> None:
         if self.run.is_finished:
-            print(f"{self.run} is trained already: nothing is left to do.")
-            show_results("fit", self.run.metrics(), self.run)
+            _say(f"{self.run} is trained already: nothing is left to do.")
+            rank_zero_only(show_results)("fit", self.run.metrics(), self.run)
             return
+        if not self.config_init.trainer.fast_dev_run:
+            _say(f"run folder: {self.run}")
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint)
 
     def validate(self) -> None:

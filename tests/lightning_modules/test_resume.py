@@ -138,39 +138,46 @@ def kill_after(add, step):
     return killing
 
 
+REAL = ["--trainer.max_epochs=30", "--data.num_workers=1", *save_every(2)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    main(["fit", *tiny(folder, *REAL)])
+    return Run(folder)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
-def test_real_signals(tmp_path, signum):
+def test_real_signals(tmp_path, uninterrupted, signum):
     """SIGKILL leaves what there is; the others leave a message, the last step, and the shell's exit code."""
-    threads = torch.get_num_threads()
-    options = ["--trainer.max_epochs=40", "--data.num_workers=1", *save_every(2)]
-    command = ["fit", *tiny(tmp_path / "run", *options)]
+    command = ["fit", *tiny(tmp_path / "run", *REAL)]
+    run = Run(tmp_path / "run")
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_modules.cli", *command],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    step = random.randrange(5, 20)
-    wait_for_step(process, tmp_path / "run" / "metrics.csv", step)
+    wait_for_step(process, run.metrics_file, random.randrange(5, 20))
     if signum == signal.SIGKILL:
         process.send_signal(signum)
     else:  # as a terminal or a scheduler does, to data-loader workers too
         os.killpg(process.pid, signum)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), output
-    assert not Run(tmp_path / "run").is_finished
+    assert not run.is_finished
     if signum != signal.SIGKILL:
         assert signum.name in output
         assert "To go on:\n  convsuite fit --model=ClassificationTask" in output
     if "is done and saved" in output:  # otherwise SIGTERM ended the workers of a validation
-        saved = read_checkpoint(Run(tmp_path / "run").last_checkpoint)["global_step"]
-        assert str(saved - 1) == read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"]
+        saved = read_checkpoint(run.last_checkpoint)["global_step"]
+        assert str(saved - 1) == read_metrics(run.metrics_file)[-1]["step"]
 
     main(command)
-    main(["fit", *tiny(tmp_path / "whole", *options)])
-    assert_equal(Run(tmp_path / "run"), Run(tmp_path / "whole"))
+    assert_equal(run, uninterrupted)
 
 
 def wait_for_step(process, file: Path, step: int) -> None:

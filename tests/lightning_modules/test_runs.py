@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from lightning_modules import ClassificationTask, load_run
+from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.files import CheckpointError, write_whole
 from lightning_modules.runs import MissingRunError, OtherSettingsError, Run, compared_settings, differences, run_id
@@ -139,7 +140,7 @@ def test_load_run_gives_the_trained_network(trained):
     assert torch.equal(logits(network), logits(load_run(str(trained), str(trained / "checkpoints/best.ckpt"))))
 
 
-@pytest.mark.parametrize("task", [ClassificationTask, LightningModule])
+@pytest.mark.parametrize("task", [BaseTask, ClassificationTask, LightningModule])
 def test_lightning_loads_the_same_network_from_any_base(trained, task):
     """The number of classes and channels came from the data, and config.yaml does not name them."""
     loaded = task.load_from_checkpoint(trained / "checkpoints/last.ckpt", weights_only=True)
