@@ -30,10 +30,10 @@ def run(arguments: list[str]) -> int:
     grid = Grid.read(find_config(options.grid))
     results = Results(Path(options.results or grid.results or f"runs/{grid.name}/results.csv"))
     cells = list(grid.cells(options.rows, options.columns, options.seeds))
-    todo = [] if options.table_only else [cell for cell in cells if results.find(cell) is None]
-    print(f"{grid.title}: {len(cells)} cells chosen, {len(todo)} to run, results in {results.path}", flush=True)
+    missing = [] if options.table_only else [cell for cell in cells if results.find(cell) is None]
+    print(f"{grid.title}: {len(cells)} cells chosen, {len(missing)} to run, results in {results.path}", flush=True)
 
-    failures = _run_cells(grid, todo, results, options.jobs)
+    failures = _run_cells(grid, missing, results, options.jobs)
     summaries = summarise(grid, results)
     print_table(grid, summaries)
     if grid.page and Path(grid.page).is_file():
