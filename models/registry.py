@@ -12,7 +12,7 @@ from models.names import UnknownNameError, check_name, option_names
 from models.replace import replace_convs
 from models.timm_models import TIMM_PREFIX, create_timm_model
 
-__all__ = ["UnknownNameError", "check_name", "create_model", "list_models", "register_model"]
+__all__ = ["UnknownNameError", "check_name", "create_model", "list_models", "model_builder", "register_model"]
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -38,6 +38,12 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
+def model_builder(name: str) -> Callable[..., nn.Module]:
+    """The class or function that is registered under `name`."""
+    check_name("model", name, [*_BUILDERS, f"{TIMM_PREFIX}<name>"])
+    return _BUILDERS[name]
+
+
 def create_model(
     name: str, conv: ConvSpec = "standard", *, conv_layers: str | Sequence[str] | None = None, **options: Any
 ) -> nn.Module:
@@ -60,8 +66,7 @@ def create_model(
         network = create_timm_model(name.removeprefix(TIMM_PREFIX), **options)
         return replace_convs(network, variant, "*" if conv_layers is None else conv_layers)
 
-    check_name("model", name, [*_BUILDERS, f"{TIMM_PREFIX}<name>"])
-    builder = _BUILDERS[name]
+    builder = model_builder(name)
     valid = option_names(builder, besides=["conv"])
     for option in options:
         check_name(f"option of model {name!r}", option, valid)

@@ -24,7 +24,7 @@ def run(args: list[str]) -> int:
 def models() -> dict[str, str]:
     from models import registry
 
-    homes = {name: sys.modules[registry._BUILDERS[name].__module__] for name in registry.list_models()}
+    homes = {name: sys.modules[registry.model_builder(name).__module__] for name in registry.list_models()}
     described = {name: _first_line(module.__doc__) for name, module in homes.items()}
     return {**described, "timm/<name>": "any network of timm, with a variant in its convolutions"}
 
