@@ -49,7 +49,7 @@ class Analysis:
     """What `analyse` found.
 
     Args:
-        input_size: (N, C, H, W) or (N, C, D, H, W) that was analysed.
+        input_size: (N, C, H, W), (N, C, D, H, W) or (N, features) that was analysed.
         parameters: all parameters, shared ones once.
         trainable_parameters: those that require a gradient.
         macs: multiply-adds of one forward pass of `input_size` in eval mode, as `torch.utils.flop_counter` counts
@@ -88,8 +88,9 @@ def analyse(module: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> 
     left as they were.
 
     Args:
-        module: network that takes one image tensor.
+        module: network that takes one image tensor, or one of latents.
         input_size: (N, C, H, W), or (N, C, D, H, W) for volumes; receptive field and stride then have three entries.
+            (N, features) for latents, which have neither.
 
     Raises:
         ValueError: `input_size` is no such size, or the network cannot take it (too small, other channels).
@@ -143,10 +144,10 @@ def _milliseconds(module: nn.Module, images: Tensor) -> float:
 
 def _check_size(input_size: Sequence[int]) -> tuple[int, ...]:
     size = tuple(input_size) if isinstance(input_size, Sequence) else (input_size,)
-    if len(size) not in (4, 5) or any(not isinstance(n, int) or n < 1 for n in size):
+    if len(size) not in (2, 4, 5) or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(
-            f"input_size must be (batch, channels, height, width), or (batch, channels, depth, height, width) for "
-            f"volumes, all positive whole numbers; got {size}"
+            f"input_size must be (batch, channels, height, width), (batch, channels, depth, height, width) for volumes "
+            f"or (batch, features) for latents, all positive whole numbers; got {size}"
         )
     return size
 

@@ -72,4 +72,8 @@ def create_model(
         check_name(f"option of model {name!r}", option, valid)
     if conv_layers is None:
         return builder(conv=variant, **options)
-    return replace_convs(builder(conv=build_variant("standard"), **options), variant, conv_layers)
+    network = replace_convs(builder(conv=build_variant("standard"), **options), variant, conv_layers)
+    reset_weights = getattr(network, "reset_weights", None)
+    if reset_weights is not None:  # the network's own scheme holds for the layers that were put in too
+        reset_weights()
+    return network

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from models.convs import Position, Variant
-from models.convs.variant import pair
+from models.convs import Variant
+from models.convs.variant import is_plain_conv
 
 
 def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence[str] = "*") -> nn.Module:
@@ -25,40 +25,10 @@ def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence
         ValueError: No convolution matches, or the variant cannot take one of them (the layer is named).
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    convs = {name: module for name, module in network.named_modules() if _is_plain(module)}
-    matching = [name for name in convs if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    convs = {name: module for name, module in network.named_modules() if is_plain_conv(module)}
+    matching = {name: conv for name, conv in convs.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not matching:
         listed = ", ".join(convs) or "none"
         raise ValueError(f"conv_layers {patterns} match no convolution of this network. Its convolutions: {listed}.")
-    first = next(iter(convs))
-    for name in matching:
-        try:
-            new = _like(convs[name], variant, position="entry" if name == first else "inner")
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
-        if not isinstance(new, nn.Conv2d) or new.kernel_size != convs[name].kernel_size:
-            network.set_submodule(name, new)
+    variant.put_into(network, matching)
     return network
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros"
-
-
-def _like(conv: nn.Conv2d, variant: Variant, position: Position) -> nn.Module:
-    size, dilation = pair(conv.kernel_size), pair(conv.dilation)
-    if conv.padding == "same":
-        padding = dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2
-    else:
-        padding = (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)
-    return variant.conv(
-        conv.in_channels,
-        conv.out_channels,
-        size,
-        stride=pair(conv.stride),
-        padding=padding,
-        dilation=dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        position=position,
-    )

@@ -1,4 +1,4 @@
-"""The registry of convolution variants: one file a variant, one interface for every network.
+"""The registry of convolution variants: one file (or package) a variant, one interface for every network.
 
 create_conv("gaussian", 16, 32, 7, padding=3, order=2)     one layer
 build_variant({"name": "gaussian", "order": 2})            what a network asks for its layers
@@ -7,6 +7,7 @@ build_variant({"name": "gaussian", "order": 2})            what a network asks f
 from models.convs.dau import DAUConv2d
 from models.convs.depthwise_separable import DepthwiseSeparableConv2d
 from models.convs.gaussian import GaussianDerivativeConv2d
+from models.convs.octave import OctaveConv2d, OctaveConvTranspose2d, OctavePair
 from models.convs.registry import ConvSpec, build_variant, create_conv, list_convs, register_conv
 from models.convs.rfnn import RFNNConv2d
 from models.convs.standard import StandardVariant
@@ -18,6 +19,9 @@ __all__ = [
     "DAUConv2d",
     "DepthwiseSeparableConv2d",
     "GaussianDerivativeConv2d",
+    "OctaveConv2d",
+    "OctaveConvTranspose2d",
+    "OctavePair",
     "Position",
     "RFNNConv2d",
     "SpatialVariant",

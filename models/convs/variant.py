@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeGuard
 
 from torch import nn
 
@@ -32,6 +32,28 @@ def pair(value: IntOrPair | Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"expected a whole number or two of them, got {value!r}")
     first, second = value
     return int(first), int(second)
+
+
+def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module computes what `nn.Conv2d` does: subclasses, such as timm's `Conv2dSame`, do something else."""
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros"
+
+
+def geometry_of(conv: nn.Conv2d) -> dict[str, Any]:
+    """All of an `nn.Conv2d`'s arguments but its channels, with its padding in pixels."""
+    size, dilation = pair(conv.kernel_size), pair(conv.dilation)
+    if conv.padding == "same":
+        padding = dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2
+    else:
+        padding = (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)
+    return {
+        "kernel_size": size,
+        "stride": pair(conv.stride),
+        "padding": padding,
+        "dilation": dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+    }
 
 
 class Variant(ABC):
@@ -120,10 +142,46 @@ class Variant(ABC):
     ) -> nn.Module:
         """A transposed convolution for a network, arguments as in `nn.ConvTranspose2d`."""
 
-    def norm(self, num_features: int, kind: str = "batch", *, position: Position = "inner") -> nn.Module:
-        """The normalisation that follows the convolution at `position`."""
+    def norm(
+        self, num_features: int | tuple[int, ...], kind: str = "batch", *, position: Position = "inner"
+    ) -> nn.Module:
+        """The normalisation that follows the convolution, or the `torch.cat` of these parts, at `position`."""
         check_name("norm", kind, _NORMS)
-        return _NORMS[kind](num_features)
+        return _NORMS[kind](num_features if isinstance(num_features, int) else sum(num_features))
+
+    def put_into(self, network: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
+        """Replace these plain convolutions of `network`, by name, in place.
+
+        Raises:
+            ValueError: The variant cannot take one of them; the layer is named.
+        """
+        first = next(name for name, module in network.named_modules() if is_plain_conv(module))
+        for name, conv in convs.items():
+            position: Position = "entry" if name == first else "inner"
+            try:
+                new = self.conv(conv.in_channels, conv.out_channels, **geometry_of(conv), position=position)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from error
+            if not isinstance(new, nn.Conv2d) or new.kernel_size != conv.kernel_size:
+                network.set_submodule(name, new)
+
+    def resized(
+        self, kernel_size: IntOrPair, padding: IntOrPair, dilation: IntOrPair
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Kernel size and padding with the spec's `kernel_size` in place of odd sizes above 1; output sizes stay."""
+        size, pad, dilate = pair(kernel_size), pair(padding), pair(dilation)
+        if self.kernel_size is None or max(size) == 1 or any(k % 2 == 0 for k in size):
+            return size, pad
+        pad = (
+            pad[0] + dilate[0] * (self.kernel_size - size[0]) // 2,
+            pad[1] + dilate[1] * (self.kernel_size - size[1]) // 2,
+        )
+        if min(pad) < 0:
+            raise ValueError(
+                f"kernel_size {self.kernel_size} in place of {kernel_size} with padding {padding} would need a "
+                "negative padding to keep the output's size"
+            )
+        return pair(self.kernel_size), pad
 
 
 class SpatialVariant(Variant):
@@ -146,20 +204,9 @@ class SpatialVariant(Variant):
         position: Position = "inner",
     ) -> nn.Module:
         channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
-        size, pad, dilate = pair(kernel_size), pair(padding), pair(dilation)
+        (size, pad), dilate = self.resized(kernel_size, padding, dilation), pair(dilation)
         if max(size) == 1 or any(k % 2 == 0 for k in size):
             return nn.Conv2d(channels, out_channels, size, stride, pad, dilate, groups, bias)
-        if self.kernel_size is not None:
-            pad = (
-                pad[0] + dilate[0] * (self.kernel_size - size[0]) // 2,
-                pad[1] + dilate[1] * (self.kernel_size - size[1]) // 2,
-            )
-            size = pair(self.kernel_size)
-            if min(pad) < 0:
-                raise ValueError(
-                    f"kernel_size {self.kernel_size} in place of {kernel_size} with padding {padding} would need a "
-                    "negative padding to keep the output's size"
-                )
         return self.create(
             channels,
             out_channels,

@@ -18,8 +18,8 @@ def test_listing_is_sorted_and_names_build():
 
 
 @pytest.mark.parametrize("conv", list_convs())
-@pytest.mark.parametrize("name", list_models())
-def test_every_network_takes_every_variant(name, conv):
+@pytest.mark.parametrize("name", sorted({*list_models()} - {"dcgan_generator", "dcgan_discriminator"}))
+def test_every_classifier_takes_every_variant(name, conv):
     network = create_model(name, conv=conv, in_channels=1, num_classes=10)
     logits = network(torch.randn(2, 1, 28, 28))
     assert logits.shape == (2, 10)
