@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "BaseDataModule": "datamodules.base",
+    "CelebADataModule": "datamodules.celeba",
     "DigitsDataModule": "datamodules.digits",
     "FashionMNISTDataModule": "datamodules.fashion_mnist",
 }

@@ -1,10 +1,12 @@
 """What every data module shares: loaders that resume, normalisation on the device, prediction on a folder of images."""
 
+import hashlib
 import os
 import signal
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,16 +14,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_folder import ImageFolder
-from datamodules.sampling import EpochSampler, EvaluationSampler, ResumableDataLoader
+from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader
 from datamodules.splits import check_split
+
+Split = Literal["train", "val", "test"]
+Opened = TypeVar("Opened", bound=Dataset)
+
+
+class SplitDataset(Dataset[dict[str, Any]], ABC):
+    """One split of a data set. Keys are what a sampler yields: `index`, or `(epoch, index)` to augment."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """A whole batch, collated."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """A hex digest of the images, before augmentation, in their order."""
 
 
 class BaseDataModule(LightningDataModule, ABC):
-    """Images with labels, as batches of plain dictionaries.
+    """Images, as batches of plain dictionaries.
 
-    Batches of training, validation and test hold `image` uint8 (N, C, H, W), `label` int64 (N,) and `index` int64
-    (N,), the sample's position in the published data set. Batches of prediction hold `image` and `file` (list of str).
-    `on_after_batch_transfer` turns `image` into normalised float32 on the device.
+    Batches of training, validation and test hold `image` uint8 (N, C, H, W), `index` int64 (N,), the sample's position
+    in the published data set, and where the data have labels `label` int64 (N,). Batches of prediction hold `image` and
+    `file` (list of str). `on_after_batch_transfer` turns `image` into normalised float32 on the device.
 
     Training draws by `(epoch, index)` in an order f(seed, epoch), so a data set that augments can do it as
     f(seed, epoch, index); evaluation draws by `index` alone: every sample once, in order.
@@ -34,21 +54,23 @@ class BaseDataModule(LightningDataModule, ABC):
         batch_size: Samples a batch and process.
         num_workers: Processes that load ahead. Data sets held in memory are fastest with 0.
         train_size: Number of training samples, a stratified subset f(seed); default: all outside `val_size`.
-        val_size: Number of validation samples, taken from the training set and disjoint from it; 0: no validation.
+        val_size: Number of validation samples, taken from the training set and disjoint from it; 0: no validation;
+            None: the published validation set, where there is one.
         seed: Seed of subsets and order; default: that of `seed_everything`, else 0.
         predict_root: Folder of images to predict, searched recursively; default: predict the test set.
+        drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
 
     Raises:
         ValueError: A size is out of range.
     """
 
     in_channels: int
-    num_classes: int
-    class_names: tuple[str, ...]
+    num_classes: int | None = None  # None: there are no labels
+    class_names: tuple[str, ...] = ()
     image_size: int  # height and width in pixels
     mean: tuple[float, ...]  # a channel, of values in [0, 1]
     std: tuple[float, ...]
-    train_samples: int  # published number of samples that train_size and val_size share
+    train_samples: int | None = None  # number of samples that train_size and val_size share, where it is published
 
     def __init__(
         self,
@@ -56,16 +78,17 @@ class BaseDataModule(LightningDataModule, ABC):
         batch_size: int = 32,
         num_workers: int = 0,
         train_size: int | None = None,
-        val_size: int = 0,
+        val_size: int | None = 0,
         seed: int | None = None,
         predict_root: str | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 (load in the main process) or more, got {num_workers}.")
-        check_split(train_size, val_size, self.train_samples)
+        check_split(train_size, val_size or 0, self.train_samples)
         # A checkpoint names its data; loggers get the whole config from the command line.
         self.save_hyperparameters(logger=False)
         self.root = os.path.expanduser(root or os.environ.get("CONVSUITE_DATA") or "data")
@@ -75,18 +98,19 @@ class BaseDataModule(LightningDataModule, ABC):
         self.val_size = val_size
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.predict_root = predict_root
-        self.train_dataset: Dataset | None = None
-        self.val_dataset: Dataset | None = None
-        self.test_dataset: Dataset | None = None
+        self.drop_last = drop_last
+        self.train_dataset: SplitDataset | None = None
+        self.val_dataset: SplitDataset | None = None
+        self.test_dataset: SplitDataset | None = None
         self.predict_dataset: Dataset | None = None
         self._scale_and_shift: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
-    def make_train_and_val(self) -> tuple[Dataset, Dataset | None]:
+    def make_train_and_val(self) -> tuple[SplitDataset, SplitDataset | None]:
         """The training set and the validation set (None where `val_size` is 0)."""
 
     @abstractmethod
-    def make_test(self) -> Dataset:
+    def make_test(self) -> SplitDataset:
         """The test set."""
 
     @abstractmethod
@@ -104,10 +128,8 @@ class BaseDataModule(LightningDataModule, ABC):
         Raises:
             FileNotFoundError: Data are missing.
             DamagedFileError: A file is not what was published, or cannot be read.
-            ValueError: A size does not fit the data, or there is nothing to validate.
+            ValueError: A size does not fit the data.
         """
-        if stage == "validate" and self.val_size == 0:
-            raise ValueError("val_size is 0: there is nothing to validate. Set val_size, or use test.")
         if stage in ("fit", "validate") and self.train_dataset is None:
             self.train_dataset, self.val_dataset = self.make_train_and_val()
         if stage == "test" and self.test_dataset is None:
@@ -120,25 +142,57 @@ class BaseDataModule(LightningDataModule, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        dataset = _opened(self.train_dataset, "fit")
-        sampler = EpochSampler(dataset, self.seed)
-        return ResumableDataLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loading(dataset))
+        dataset = self._filled("train", _opened(self.train_dataset, "fit"))
+        sampler = EpochSampler(dataset, self.seed, drop_last=self.drop_last)
+        if self.drop_last and len(sampler) < self.batch_size:
+            raise ValueError(
+                f"drop_last leaves nothing to train on: batch_size is {self.batch_size}, and there are {len(sampler)} "
+                "training samples a process. Use a smaller batch_size, or drop_last: false."
+            )
+        return ResumableDataLoader(
+            dataset, batch_size=self.batch_size, sampler=sampler, drop_last=self.drop_last, **self._loading(dataset)
+        )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        if self.val_size == 0:
+        if self.val_size == 0 and not (self.trainer and self.trainer.state.fn == "validate"):
             # Lightning then skips validation, and warns of what was asked for.
             warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
-        return self._evaluation_loader(_opened(self.val_dataset, "validate"))
+        _opened(self.train_dataset, "validate")  # the two are opened together
+        return self._evaluation_loader(self._filled("val", self.val_dataset))
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(_opened(self.test_dataset, "test"))
+        return self._evaluation_loader(self._filled("test", _opened(self.test_dataset, "test")))
 
     def predict_dataloader(self) -> DataLoader:
         return self._evaluation_loader(_opened(self.predict_dataset, "predict"))
 
+    def evaluation_loader(self, split: Split) -> DataLoader:
+        """A whole split for measuring something: every sample once over all processes, in order, not augmented.
+
+        Works after `setup` of any stage and opens what that has not.
+
+        Args:
+            split: "train", "val" or "test". The training split is what is trained on: `train_size` samples.
+
+        Raises:
+            ValueError: There is no such split, or it is empty; the message says how to get one.
+        """
+        return self._evaluation_loader(self._split(split))
+
+    def fingerprint(self, split: Split) -> str:
+        """16 hex digits that name what `evaluation_loader(split)` reads: another split, subset, image or size, others.
+
+        Raises:
+            ValueError: As `evaluation_loader`.
+        """
+        key = (type(self).__name__, split, self.image_size, self._split(split).digest())
+        return hashlib.blake2b(repr(key).encode(), digest_size=8).hexdigest()
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """`image` as float32, channels_last, with mean 0 and standard deviation 1 over the training set."""
+        """`image` as float32, channels_last, normalised by `mean` and `std`. A batch without images stays as it is."""
+        if "image" not in batch:
+            return batch
         images = batch["image"]
         scale, shift = self._normalisation(images.device)
         images = images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
@@ -157,6 +211,25 @@ class BaseDataModule(LightningDataModule, ABC):
             mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std))
             self._scale_and_shift[device] = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
         return self._scale_and_shift[device]
+
+    def _split(self, split: Split) -> SplitDataset:
+        """The samples of `split`, opened if they are not yet."""
+        if split not in get_args(Split):
+            raise ValueError(f"There is no split {split!r}: choose one of {', '.join(get_args(Split))}.")
+        self.setup("test" if split == "test" else "fit")
+        return self._filled(split, getattr(self, f"{split}_dataset"))
+
+    def _filled(self, split: Split, dataset: SplitDataset | None) -> SplitDataset:
+        """`dataset`, which must hold something."""
+        if dataset is None or not len(dataset):
+            raise ValueError(self.how_to_fill(split))
+        return dataset
+
+    def how_to_fill(self, split: Split) -> str:
+        """The message for who asks for a split without samples."""
+        if split == "val" and self.val_size == 0:
+            return "val_size is 0: there is nothing to validate. Set val_size, or use another split."
+        return f"{type(self).__name__} has no {split} samples."
 
     def _evaluation_loader(self, dataset: Dataset) -> DataLoader:
         sampler = EvaluationSampler(dataset)
@@ -189,7 +262,7 @@ def _leave_signals_to_main(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _opened(dataset: Dataset | None, stage: str) -> Dataset:
+def _opened(dataset: Opened | None, stage: str) -> Opened:
     if dataset is None:
         raise RuntimeError(f"Call setup({stage!r}) before asking for its loader; a Trainer does it by itself.")
     return dataset

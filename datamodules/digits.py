@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
+from datamodules.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
 
 TEST_SAMPLES_A_DIGIT = 36
 
@@ -26,6 +26,8 @@ class DigitsDataModule(InMemoryDataModule):
         seed: Seed of subsets and order; default: that of `seed_everything`, else 0.
         predict_root: Folder of images to predict; default: predict the test set.
         image_size: Height and width in pixels, at least 8; scans are enlarged bilinearly when they are read.
+        drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
+        normalisation: "standardised": by `mean` and `std`. "symmetric": to [-1, 1], as generators make images.
 
     Raises:
         ValueError: A size is out of range.
@@ -48,8 +50,12 @@ class DigitsDataModule(InMemoryDataModule):
         seed: int | None = None,
         predict_root: str | None = None,
         image_size: int = 8,
+        drop_last: bool = False,
+        normalisation: Normalisation = "standardised",
     ) -> None:
-        super().__init__(root, batch_size, num_workers, train_size, val_size, seed, predict_root)
+        super().__init__(
+            root, batch_size, num_workers, train_size, val_size, seed, predict_root, drop_last, normalisation
+        )
         if image_size < 8:
             raise ValueError(f"image_size must be at least 8, the size of the scans, got {image_size}.")
         self.image_size = image_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.image_folder import DamagedFileError
-from datamodules.in_memory import InMemoryDataModule, InMemoryDataset
+from datamodules.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
 
 
 class FashionMNISTDataModule(InMemoryDataModule):
@@ -34,6 +34,8 @@ class FashionMNISTDataModule(InMemoryDataModule):
         seed: Seed of subsets and order; default: that of `seed_everything`, else 0.
         predict_root: Folder of images to predict; default: predict the test set.
         download: Fetch missing archives, with torchvision's mirrors and checksums.
+        drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
+        normalisation: "standardised": by `mean` and `std`. "symmetric": to [-1, 1], as generators make images.
 
     Raises:
         ValueError: A size is out of range.
@@ -68,8 +70,12 @@ class FashionMNISTDataModule(InMemoryDataModule):
         seed: int | None = None,
         predict_root: str | None = None,
         download: bool = True,
+        drop_last: bool = False,
+        normalisation: Normalisation = "standardised",
     ) -> None:
-        super().__init__(root, batch_size, num_workers, train_size, val_size, seed, predict_root)
+        super().__init__(
+            root, batch_size, num_workers, train_size, val_size, seed, predict_root, drop_last, normalisation
+        )
         self.download = download
 
     @property

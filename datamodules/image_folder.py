@@ -1,10 +1,17 @@
 """A folder of images without labels."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -33,12 +40,7 @@ class ImageFolder(Dataset):
         self.root = Path(root).expanduser()
         self.mode = {1: "L", 3: "RGB"}[in_channels]
         self.image_size = image_size
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"predict_root is not a folder: {self.root}")
-        self.files = sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if _is_image(path))
-        self.files = [file for file in self.files if not any(part.startswith(".") for part in file.split("/"))]
-        if not self.files:
-            raise FileNotFoundError(f"predict_root holds no image ({' '.join(EXTENSIONS)}): {self.root}")
+        self.files = find_images(self.root, "predict_root")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,25 +55,59 @@ class ImageFolder(Dataset):
         }
 
 
-def read_image(path: Path, mode: str) -> Tensor:
-    """Decode an image file to uint8 (C, H, W); `mode` is PIL's, "L" or "RGB".
+def find_images(root: Path, key: str) -> list[str]:
+    """Paths, relative to `root`, of all images below it, sorted; hidden files and folders are left out.
 
     Raises:
-        DamagedFileError: Names the file.
+        FileNotFoundError: The folder is missing or holds no image; the message names it and `key`, which set it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{key} is not a folder: {root}")
+    files = sorted(_image_names(root))
+    if not files:
+        raise FileNotFoundError(f"{key} holds no image ({' '.join(EXTENSIONS)}): {root}")
+    return files
+
+
+def read_image(path: Path, mode: str) -> Tensor:
+    """Decode an image file to uint8 (C, H, W), as `open_image` does."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.pil_to_tensor(open_image(path, mode))
+
+
+def open_image(path: Path, mode: str) -> Image.Image:
+    """Decode an image file to `mode`, PIL's "L" or "RGB", turned the way its EXIF orientation says.
+
+    Grey and palette images become RGB and the other way round; an alpha channel is left out, as torchvision's loader
+    does, so transparent pixels show the colour that is stored under them.
+
+    Raises:
+        DamagedFileError: The file cannot be decoded, or has more than 8 bits a channel; the message names it.
     """
     from PIL import Image, ImageOps
-    from torchvision.transforms.v2 import functional
 
     try:
         with Image.open(path) as image:
             deep = image.mode.startswith(("I", "F"))
-            converted = ImageOps.exif_transpose(image).convert(mode)
+            upright = ImageOps.exif_transpose(image)
+            if "transparency" in upright.info:  # of a palette; dropping it without a detour makes PIL warn
+                upright = upright.convert("RGBA")
+            converted = upright.convert(mode)
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         raise DamagedFileError(f"Cannot read the image {path}: {error}. Repair or remove it.") from error
     if deep:  # converting would cut everything above 255
         raise DamagedFileError(f"The image {path} has more than 8 bits a channel: convert it to 8 bits first.")
-    return functional.pil_to_tensor(converted)
+    return converted
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
+def _image_names(folder: str | Path, prefix: str = "") -> Iterator[str]:
+    # Not pathlib's rglob: it asks the file system about every file, which takes long for hundreds of thousands.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _image_names(entry.path, f"{prefix}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                yield prefix + entry.name

@@ -1,21 +1,22 @@
 """Data sets small enough to be held in memory, which hand out whole batches by indexing."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import BaseDataModule
+from datamodules.base import BaseDataModule, SplitDataset
+from datamodules.sampling import Key
 from datamodules.splits import stratified_split
 
-Key = int | tuple[int, int]
-"""What a sampler yields: `index` (evaluation) or `(epoch, index)` (training)."""
+Normalisation = Literal["standardised", "symmetric"]
 
 
-class InMemoryDataset(Dataset):
+class InMemoryDataset(SplitDataset):
     """Images and labels as tensors, or some of them without copying.
 
     Args:
@@ -40,7 +41,11 @@ class InMemoryDataset(Dataset):
         index = torch.tensor(keys).view(len(keys), -1)[:, -1]
         if self.members is not None:
             index = self.members[index]
-        return {"image": self.images[index], "label": self.labels[index], "index": index}
+        return {"image": self.images.index_select(0, index), "label": self.labels[index], "index": index}
+
+    def digest(self) -> str:
+        images = self.images if self.members is None else self.images[self.members]
+        return hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
 
     def targets(self) -> Tensor:
         """Labels of the members, int64 (M,)."""
@@ -57,7 +62,7 @@ class InMemoryDataset(Dataset):
 class Unlabelled(Dataset):
     """A data set as prediction wants it: `image`, and `file`, a name like test/000123."""
 
-    def __init__(self, dataset: InMemoryDataset, folder: str) -> None:
+    def __init__(self, dataset: SplitDataset, folder: str) -> None:
         self.dataset = dataset
         self.folder = folder
 
@@ -70,7 +75,41 @@ class Unlabelled(Dataset):
 
 
 class InMemoryDataModule(BaseDataModule):
-    """A data module whose data sets are `InMemoryDataset`s; a subclass implements `read_train` and `read_test`."""
+    """A data module whose data sets are `InMemoryDataset`s; a subclass implements `read_train` and `read_test`.
+
+    Args:
+        root: These up to `drop_last` as in `BaseDataModule`.
+        batch_size: Samples a batch and process.
+        num_workers: Processes that load ahead.
+        train_size: Number of training samples.
+        val_size: Number of validation samples.
+        seed: Seed of subsets and order.
+        predict_root: Folder of images to predict.
+        drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
+        normalisation: "standardised": the training set has mean 0 and standard deviation 1, by the class's `mean` and
+            `std`. "symmetric": values lie in [-1, 1], as a generator that ends in tanh makes them.
+
+    Raises:
+        ValueError: There is no such normalisation, or a size is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        batch_size: int,
+        num_workers: int,
+        train_size: int | None,
+        val_size: int,
+        seed: int | None,
+        predict_root: str | None,
+        drop_last: bool,
+        normalisation: Normalisation,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers, train_size, val_size, seed, predict_root, drop_last)
+        if normalisation not in get_args(Normalisation):
+            raise ValueError(f"normalisation must be one of {', '.join(get_args(Normalisation))}, got {normalisation}.")
+        if normalisation == "symmetric":
+            self.mean = self.std = (0.5,) * self.in_channels
 
     @abstractmethod
     def read_train(self) -> InMemoryDataset:
@@ -82,7 +121,7 @@ class InMemoryDataModule(BaseDataModule):
 
     def make_train_and_val(self) -> tuple[InMemoryDataset, InMemoryDataset | None]:
         shared = self.read_train()
-        train, val = stratified_split(shared.targets(), self.train_size, self.val_size, self.seed)
+        train, val = stratified_split(shared.targets(), self.train_size, self.val_size or 0, self.seed)
         return shared.subset(train), shared.subset(val) if self.val_size else None
 
     def make_test(self) -> InMemoryDataset:

@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+Key = int | tuple[int, int]
+"""What a sampler yields: `index` (evaluation) or `(epoch, index)` (training)."""
+
 
 def generator_for(*key: str | int) -> torch.Generator:
     """A generator on the CPU that depends on the key alone, e.g. `generator_for("order", seed, epoch)`.
@@ -35,12 +38,21 @@ class ShardedSampler(DistributedSampler):
         seed: Seed of the order.
         num_replicas: Number of processes that share the data; default: those of the running job.
         rank: Which of them this one is.
+        drop_last: Whether the batches are made without a smaller last one: then what is left over when the samples
+            are dealt out is left out, too.
     """
 
-    def __init__(self, dataset: Dataset, seed: int = 0, num_replicas: int | None = None, rank: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
         world, own_rank = process_place()
         num_replicas = world if num_replicas is None else num_replicas
-        super().__init__(dataset, num_replicas, own_rank if rank is None else rank, seed=seed)
+        super().__init__(dataset, num_replicas, own_rank if rank is None else rank, seed=seed, drop_last=drop_last)
 
     def check_place(self) -> None:
         """Refuse to draw in a job that was started after the sampler was made: every process would draw all data."""
@@ -58,7 +70,8 @@ class EpochSampler(ShardedSampler):
     Rank r of w takes the entries r, r + w, r + 2w, ... of the order. So the j-th batches of size b of all ranks hold
     what the j-th batch of size w * b of a single process holds: item i of rank r stands at place r + w * i of it.
     Where w does not divide the length, entries from the start of the order (fewer than w) are drawn twice, because
-    every rank must take the same number of steps.
+    every rank must take the same number of steps; with `drop_last` entries at its end are left out in place of that,
+    so that the number of whole batches is that of a single process, too.
 
     `start` entries of this rank are skipped: the place where an interrupted epoch goes on. The length stays that of
     the whole epoch.
@@ -70,8 +83,8 @@ class EpochSampler(ShardedSampler):
         self.check_place()
         generator = generator_for("order", self.seed, self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        padded = list(islice(cycle(order), self.total_size))
-        return zip(repeat(self.epoch), padded[self.rank :: self.num_replicas][self.start :], strict=False)
+        dealt = list(islice(cycle(order), self.total_size))
+        return zip(repeat(self.epoch), dealt[self.rank :: self.num_replicas][self.start :], strict=False)
 
 
 class EvaluationSampler(ShardedSampler):

@@ -1,4 +1,4 @@
-"""Stratified, seeded subsets of a labelled training set."""
+"""Seeded subsets of a training set, stratified where it has labels."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from datamodules.sampling import generator_for
 
 
-def check_split(train_size: int | None, val_size: int, available: int) -> None:
-    """Refuse sizes that `available` training samples cannot give.
+def check_split(train_size: int | None, val_size: int, available: int | None) -> None:
+    """Refuse sizes that `available` training samples (None: not known yet) cannot give.
 
     Raises:
         ValueError: Names the keys and the largest value.
@@ -17,7 +17,7 @@ def check_split(train_size: int | None, val_size: int, available: int) -> None:
     if train_size is not None and train_size < 1:
         raise ValueError(f"train_size must be at least 1, or null for everything outside val_size, got {train_size}.")
     wanted = (1 if train_size is None else train_size) + val_size
-    if wanted > available:
+    if available is not None and wanted > available:
         raise ValueError(
             f"train_size ({train_size}) and val_size ({val_size}) share the {available} training samples: with this "
             f"val_size, train_size is at most {max(available - val_size, 0)}."
@@ -57,7 +57,19 @@ def stratified_split(labels: Tensor, train_size: int | None, val_size: int, seed
     Raises:
         ValueError: The sizes do not fit, see `check_split`.
     """
-    check_split(train_size, val_size, len(labels))
-    order = stratified_order(labels, seed)
-    end = len(labels) - val_size
+    return _two_ends(stratified_order(labels, seed), train_size, val_size)
+
+
+def random_split(count: int, train_size: int | None, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`stratified_split` of `count` samples without labels: the two ends of a random order, f(seed).
+
+    Raises:
+        ValueError: The sizes do not fit, see `check_split`.
+    """
+    return _two_ends(torch.randperm(count, generator=generator_for("split", seed)), train_size, val_size)
+
+
+def _two_ends(order: Tensor, train_size: int | None, val_size: int) -> tuple[Tensor, Tensor]:
+    check_split(train_size, val_size, len(order))
+    end = len(order) - val_size
     return order[:end][:train_size].sort().values, order[end:].sort().values

@@ -224,3 +224,85 @@ def test_a_trainer_predicts_the_test_set(tmp_path):
     predicted = quiet_trainer(tmp_path).predict(Probe(), DigitsDataModule(batch_size=100))
     names = [name for batch in predicted for name in batch]
     assert len(names) == len(set(names)) == 360
+
+
+def test_a_batch_without_images_stays_as_it_is():
+    batch = {"index": torch.arange(3)}
+    assert DigitsDataModule().on_after_batch_transfer(batch, 0) is batch
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_every_stage_can_measure_on_every_split(stage):
+    data = DigitsDataModule(batch_size=100, train_size=150, val_size=20)
+    data.setup(stage)
+    for split, size in (("train", 150), ("val", 20), ("test", 360)):
+        loader = data.evaluation_loader(split)
+        assert isinstance(loader.sampler, EvaluationSampler)
+        batches = list(loader)
+        assert batches[0]["image"].dtype == torch.uint8
+        index = torch.cat([batch["index"] for batch in batches])
+        assert index.tolist() == sorted(index.tolist())
+        assert len(index) == size
+
+
+def test_an_unknown_or_an_empty_split_is_an_error():
+    data = DigitsDataModule(val_size=0)
+    for ask in (data.evaluation_loader, data.fingerprint):
+        with pytest.raises(ValueError, match="no split 'training': choose one of train, val, test"):
+            ask("training")
+        with pytest.raises(ValueError, match=r"val_size is 0: there is nothing to validate\. Set val_size"):
+            ask("val")
+
+
+def test_fingerprints_name_what_is_measured_on():
+    def fingerprint(split: str = "train", **options) -> str:
+        return DigitsDataModule(**{"seed": 0, **options}).fingerprint(split)
+
+    same = {fingerprint(), fingerprint(), fingerprint(batch_size=7, drop_last=True, normalisation="symmetric")}
+    assert len(same) == 1
+    others = [
+        fingerprint("val"),
+        fingerprint("test"),
+        fingerprint(image_size=16),
+        fingerprint(train_size=100),
+        fingerprint(train_size=100, seed=1),
+    ]
+    assert len(same | set(others)) == 6
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in others)
+
+
+def test_a_data_set_of_another_class_has_another_fingerprint():
+    class Others(DigitsDataModule):
+        pass
+
+    assert Others().fingerprint("test") != DigitsDataModule().fingerprint("test")
+
+
+def test_the_last_batch_of_training_may_be_dropped():
+    sizes = {}
+    for drop_last in (False, True):
+        data = DigitsDataModule(batch_size=8, train_size=20, drop_last=drop_last)
+        data.setup("fit")
+        sizes[drop_last] = [len(batch["index"]) for batch in data.train_dataloader()]
+        assert sum(len(batch["index"]) for batch in data.val_dataloader()) == 200
+    assert sizes == {False: [8, 8, 4], True: [8, 8]}
+
+
+def test_dropping_everything_is_an_error():
+    data = DigitsDataModule(batch_size=21, train_size=20, drop_last=True)
+    data.setup("fit")
+    with pytest.raises(ValueError, match="drop_last leaves nothing to train on: batch_size is 21, and there are 20"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("kind", ["DigitsDataModule", "FashionMNISTDataModule"])
+def test_symmetric_normalisation_is_the_range_of_tanh(kind):
+    data = getattr(datamodules, kind)(normalisation="symmetric")
+    assert data.mean == data.std == (0.5,)
+    size = data.image_size
+    image = torch.arange(256, dtype=torch.uint8).repeat(size * size // 4 + 1)[: 4 * size * size].view(4, 1, size, size)
+    symmetric = data.on_after_batch_transfer({"image": image}, 0)["image"]
+    torch.testing.assert_close(symmetric, image.float() / 127.5 - 1)
+    torch.testing.assert_close(data.denormalise(symmetric), image / 255)
+    with pytest.raises(ValueError, match="normalisation must be one of standardised, symmetric, got tanh"):
+        getattr(datamodules, kind)(normalisation="tanh")

@@ -64,6 +64,7 @@ def train(
     saving: dict,
     stop: int = -1,
     resume: Path | None = None,
+    drop_last: bool = False,
 ) -> Seen:
     """Train from the beginning, or from `resume`; `last.ckpt` appears in `folder`."""
     model = Classifier()
@@ -77,7 +78,9 @@ def train(
         default_root_dir=folder,
         **options,
     )
-    data = DigitsDataModule(batch_size=8, num_workers=workers, train_size=37, val_size=val_size, seed=3)
+    data = DigitsDataModule(
+        batch_size=8, num_workers=workers, train_size=37, val_size=val_size, seed=3, drop_last=drop_last
+    )
     try:
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     except Interrupted:
@@ -115,6 +118,18 @@ def test_interrupted_before_any_step_it_goes_on_as_if_it_had_not_been(tmp_path, 
             continue
         step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
         assert train(folder, 0, val_size, options, saving, resume=folder / "last.ckpt") == complete[step:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_drop_last_an_epoch_is_a_batch_shorter_and_goes_on_as_exactly(tmp_path, workers):
+    options = {"max_epochs": 3}
+    complete = train(tmp_path / "complete", 0, 9, options, EVERY_STEP, drop_last=True)
+    assert [len(indices) for _, indices, _ in complete] == [8] * 3 * (BATCHES - 1)
+    for stop in (2, BATCHES - 1, BATCHES):
+        folder = tmp_path / str(stop)
+        assert train(folder, workers, 9, options, EVERY_STEP, stop, drop_last=True) == complete[:stop]
+        resumed = train(folder, workers, 9, options, EVERY_STEP, resume=folder / "last.ckpt", drop_last=True)
+        assert resumed == complete[stop:]
 
 
 @pytest.mark.parametrize("stop", [2, BATCHES, BATCHES + 1])

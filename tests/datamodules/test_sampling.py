@@ -38,12 +38,15 @@ def as_they_are(batch: list) -> list:
     return batch
 
 
-def loader(length: int = 37, batch_size: int = 4, workers: int = 0, **place: int) -> ResumableDataLoader:
+def loader(
+    length: int = 37, batch_size: int = 4, workers: int = 0, drop_last: bool = False, **place: int
+) -> ResumableDataLoader:
     data = Numbers(length)
     return ResumableDataLoader(
         data,
         batch_size,
-        sampler=EpochSampler(data, seed=3, **place),
+        sampler=EpochSampler(data, seed=3, drop_last=drop_last, **place),
+        drop_last=drop_last,
         collate_fn=as_they_are,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -81,6 +84,18 @@ def test_all_processes_together_read_the_batches_of_one(length, world, batch_siz
         assert together == expected
 
 
+@pytest.mark.parametrize(
+    ("length", "world", "batch_size", "batches"), [(64, 2, 8, 4), (70, 2, 8, 4), (127, 2, 32, 1), (1003, 4, 8, 31)]
+)
+def test_without_the_last_partial_batch_processes_still_read_the_batches_of_one(length, world, batch_size, batches):
+    single = list(loader(length, world * batch_size, drop_last=True))
+    ranks = [list(loader(length, batch_size, drop_last=True, num_replicas=world, rank=rank)) for rank in range(world)]
+    assert [len(batch) for batch in single] == [world * batch_size] * batches
+    for step in range(batches):
+        assert [ranks[place % world][step][place // world] for place in range(world * batch_size)] == single[step]
+    assert {len(rank) for rank in ranks} == {batches}
+
+
 @pytest.mark.parametrize(("length", "world"), [(37, 2), (10, 4), (1, 4), (3, 7)])
 def test_odd_lengths_repeat_fewer_samples_than_there_are_processes(length, world):
     ranks = [list(EpochSampler(Numbers(length), 0, world, rank)) for rank in range(world)]
@@ -113,22 +128,24 @@ def test_a_loader_made_before_the_processes_refuses_to_run_in_them(monkeypatch):
             iter(sampler)
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_goes_on_where_its_state_was_taken(workers):
-    complete = loader(workers=workers)
+def test_a_loader_goes_on_where_its_state_was_taken(workers, drop_last):
+    complete = loader(workers=workers, drop_last=drop_last)
+    assert len(complete) == 10 - drop_last
     complete.sampler.set_epoch(1)
     epoch_1 = list(complete)
     complete.sampler.set_epoch(2)
     epoch_2 = list(complete)
     for done in range(0, len(epoch_1) + 1, 1 if workers == 0 else 4):
-        interrupted = loader(workers=workers)
+        interrupted = loader(workers=workers, drop_last=drop_last)
         interrupted.sampler.set_epoch(1)
         running = iter(interrupted)
         assert list(islice(running, done)) == epoch_1[:done]  # workers have loaded further by now
         state = interrupted.state_dict()
         running.close()
 
-        resumed = loader(workers=workers)
+        resumed = loader(workers=workers, drop_last=drop_last)
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
         assert len(resumed) == len(epoch_1)

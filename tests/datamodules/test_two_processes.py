@@ -22,7 +22,7 @@ class Recorder(LightningModule):
     def __init__(self):
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
-        self.seen = {"train": [], "val": [], "test": [], "file": []}
+        self.seen = {"train": [], "val": [], "test": [], "file": [], "measured": []}
 
     def training_step(self, batch, batch_idx):
         self.seen["train"].append(batch["index"].tolist())
@@ -31,6 +31,10 @@ class Recorder(LightningModule):
     def validation_step(self, batch, batch_idx):
         self.seen["val"].append(batch["index"].tolist())
         self.network(batch["image"])
+
+    def on_test_start(self):
+        for batch in self.trainer.datamodule.evaluation_loader("train"):
+            self.seen["measured"].append(batch["index"].tolist())
 
     def test_step(self, batch, batch_idx):
         self.seen["test"].append(batch["index"].tolist())
@@ -79,7 +83,7 @@ def test_training_batches_are_those_of_one_process(seen):
         assert part_1 == batch[1::2]
 
 
-@pytest.mark.parametrize("stage", ["val", "test"])
+@pytest.mark.parametrize("stage", ["val", "test", "measured"])
 def test_evaluation_reads_every_sample_once(seen, stage):
     (single,), ranks = seen
     expected = [index for batch in single[stage] for index in batch]

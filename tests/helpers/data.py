@@ -81,3 +81,32 @@ def write_image_folder(folder: Path, size: tuple[int, int] = (40, 30)) -> list[s
     (folder / ".hidden" / "thumbnail.png").write_bytes(b"not an image")
     (folder / "._a.png").write_bytes(b"what macOS leaves beside a.png")
     return sorted(images)
+
+
+def write_celeba(
+    root: Path, train: int = 20, val: int = 5, test: int = 4, size: tuple[int, int] = (22, 27), seed: int = 0
+) -> Path:
+    """Write `<root>/celeba` in the official layout: 000001.jpg, ... of smooth random colours, and their partition.
+
+    Args:
+        root: What a data module takes as `root`.
+        train: Number of training images (partition 0), which come first.
+        val: Number of validation images (partition 1).
+        test: Number of test images (partition 2).
+        size: Width and height; the real ones have 178x218 pixels.
+        seed: Of the colours.
+
+    Returns:
+        The folder that holds the images.
+    """
+    folder = root / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    partition = [0] * train + [1] * val + [2] * test
+    names = [f"{number:06d}.jpg" for number in range(1, len(partition) + 1)]
+    for name in names:
+        corners = Image.fromarray(generator.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        corners.resize(size, Image.Resampling.BILINEAR).save(folder / name, quality=95)
+    lines = [f"{name} {part}\n" for name, part in zip(names, partition, strict=True)]
+    (folder.parent / "list_eval_partition.txt").write_text("".join(lines))
+    return folder

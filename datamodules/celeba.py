@@ -1,0 +1,256 @@
+"""CelebA's aligned faces, or any folder of images, as squares of one size for generative networks."""
+
+import hashlib
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.base import BaseDataModule, Split
+from datamodules.crop import Crop, SquareCrop
+from datamodules.decoding import decode_in_blocks
+from datamodules.image_folder import DamagedFileError
+from datamodules.in_memory import Unlabelled
+from datamodules.listing import Listing, list_folder, list_named
+from datamodules.mapped_images import MappedImages
+from datamodules.memory_map import MemoryMap, Record
+from datamodules.sampling import process_place
+from datamodules.splits import random_split
+
+PARTITIONS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+"""The numbers in list_eval_partition.txt."""
+IMAGE_FOLDER, PARTITION_FILE = "img_align_celeba", "list_eval_partition.txt"
+PUBLISHED_AT = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+DAMAGED_NAMED = 10  # in a message
+MAP_VERSION = 1  # raised when the same files, crop and size are to give other pixels
+
+
+class CelebADataModule(BaseDataModule):
+    """202,599 aligned faces of 178x218 pixels (Liu, Luo, Wang and Tang, 2015), or a folder of images; no labels.
+
+    The official layout is `<root>/celeba/img_align_celeba/*.jpg` beside `list_eval_partition.txt`, which says for each
+    image whether it is for training (0), validation (1) or test (2). A folder has training images only. Whether a
+    split is empty is asked when it is used, not before: a generative task needs no validation images.
+
+    `prepare_data` decodes, crops and resizes all images once, into a `MemoryMap` in `cache_root` that may be deleted at
+    any time: 2.5 GB for CelebA at 64 pixels, 10 GB at 128. It is named after the names, sizes and times of change of
+    the image files, the crop and the image size, so a change of any makes another one. Batches hold `image` uint8
+    (N, 3, H, W) and `index` (N,), the position in the list (000001.jpg is 0; in a folder in the order of paths); on the
+    device images are in [-1, 1].
+
+    Images of any mode become RGB; an alpha channel is left out. More than 8 bits a channel are an error.
+
+    Args:
+        root: The folder that holds `celeba/`; default $CONVSUITE_DATA, else ./data.
+        batch_size: Samples a batch and process.
+        num_workers: Processes that load ahead; 0 is fastest here.
+        train_size: Number of training images, a subset f(seed); default: all (outside `val_size`). With one seed a
+            smaller subset is part of a larger one.
+        val_size: Number of validation images taken from the training images, f(seed), and disjoint from those that are
+            trained on; 0: no validation; default (null): the official validation images.
+        seed: Seed of subsets, order and mirroring; default: that of `seed_everything`, else 0.
+        image_size: Height and width of the square, in pixels.
+        crop: What becomes the square. A fraction, above 0 and at most 1: the central square whose side is this
+            fraction of the image's shorter side, here its width. 1 (default) is the central 178x178 of the official
+            images, "cropped and resized" as in the paper; other work cuts 140 (0.7865) or 108 (0.6067) of them.
+            `as_published`: the whole image, squashed, as the paper's published code does.
+        enlarge: Allow images whose crop is smaller than `image_size`, and enlarge it. Otherwise they are an error.
+        flip: Mirror half of the training images of each epoch left to right, f(seed, epoch, index).
+        drop_last: Leave out the last batch of a training epoch where it is smaller than the others, as published.
+        folder: A folder of images in place of CelebA, searched recursively; hidden files are left out.
+        skip_damaged: Leave out images that cannot be decoded, with a warning that names them. Otherwise the first is
+            an error.
+        cache_root: Where memory maps are kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    in_channels = 3
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        train_size: int | None = None,
+        val_size: int | None = None,
+        seed: int | None = None,
+        image_size: int = 64,
+        crop: Crop = 1.0,
+        enlarge: bool = False,
+        flip: bool = False,
+        drop_last: bool = True,
+        folder: str | None = None,
+        skip_damaged: bool = False,
+        cache_root: str | None = None,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers, train_size, val_size, seed, drop_last=drop_last)
+        self.square = SquareCrop(crop if isinstance(crop, str) else float(crop), image_size, enlarge)
+        self.image_size = image_size
+        self.flip = flip
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.skip_damaged = skip_damaged
+        self.cache_root = Path(cache_root or os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
+        self._source: tuple[MemoryMap, Tensor] | None = None  # and int64 (N,): the partition of each image in it
+
+    def prepare_data(self) -> None:
+        """Decode all images into the memory map, if there is no intact one.
+
+        Raises:
+            FileNotFoundError: Images or the partition file are missing, or the folder holds none.
+            DamagedFileError: An image cannot be decoded (without `skip_damaged`), or a line of the partition file read.
+            ValueError: An image is too small.
+            CacheError: The memory map cannot be written.
+        """
+        if self.trainer is None or not self.trainer.predicting:
+            self._prepare()
+
+    def setup(self, stage: str) -> None:
+        """Open the memory map, after `prepare_data` where one process works alone and has not called it.
+
+        `predict` opens nothing before its loader is asked for: a generator makes its images from noise, and needs no
+        data for it.
+        """
+        if stage != "predict":
+            super().setup(stage)
+
+    def predict_dataloader(self) -> DataLoader:
+        super().setup("predict")
+        return super().predict_dataloader()
+
+    def fingerprint(self, split: Split) -> str:
+        # The crop too: images of one colour are the same in every crop.
+        key = f"{super().fingerprint(split)}/{self.square.crop}"
+        return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+    def make_train_and_val(self) -> tuple[MappedImages, MappedImages | None]:
+        memory_map, shared = self._members("train")
+        if not len(shared):
+            raise ValueError(self.how_to_fill("train"))
+        kept, carved = random_split(len(shared), self.train_size, self.val_size or 0, self.seed)
+        train = MappedImages(memory_map, shared[kept], self.seed if self.flip else None)
+        if self.val_size == 0:
+            return train, None
+        return train, MappedImages(memory_map, shared[carved] if self.val_size else self._members("val")[1])
+
+    def make_test(self) -> MappedImages:
+        return MappedImages(*self._members("test"))
+
+    def make_predict(self) -> Unlabelled:
+        test = self.make_test()
+        self._filled("test", test)
+        return Unlabelled(test, "test")
+
+    def how_to_fill(self, split: Split) -> str:
+        if split == "val" and self.val_size == 0:
+            return super().how_to_fill(split)
+        place = f"The folder {self.folder}" if self.folder else f"{self._layout / PARTITION_FILE}"
+        found = f"{place} has no {split} images"
+        if split == "val":
+            return f"{found}: set val_size to take some from the training images, or 0 for no validation."
+        if split == "test":
+            return (
+                f"{found}: measure on the train or val split (val_size takes some from the training images), or use "
+                f"the official layout with a {PARTITION_FILE} that gives some images the partition 2."
+            )
+        return f"{found}: give some images the partition 0."
+
+    @property
+    def _layout(self) -> Path:
+        return Path(self.root) / "celeba"
+
+    def _list(self) -> tuple[Listing, Tensor]:
+        """All images, and the partition of each, int64 (N,)."""
+        if self.folder is not None:
+            listing = list_folder(self.folder, "folder")
+            return listing, torch.full((len(listing),), PARTITIONS["train"])
+        images, partition_file = self._layout / IMAGE_FOLDER, self._layout / PARTITION_FILE
+        for path in (images, partition_file):
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"There is no {path.absolute()}. Set root or CONVSUITE_DATA to the folder that holds "
+                    f"celeba/{IMAGE_FOLDER}/ and celeba/{PARTITION_FILE} (published at {PUBLISHED_AT}), or folder to "
+                    "any folder of images."
+                )
+        files, partition = read_partition(partition_file)
+        return list_named(images, files), partition
+
+    def _memory_map(self, listing: Listing) -> MemoryMap:
+        key = hashlib.blake2b(f"{MAP_VERSION}/{self.square}/{listing.digest()}".encode(), digest_size=8).hexdigest()
+        size = self.image_size
+        return MemoryMap(self.cache_root / "celeba" / f"{size}px-{key}.npy", (len(listing), size, size, 3))
+
+    def _prepare(self) -> None:
+        listing, partition = self._list()
+        memory_map = self._memory_map(listing)
+        decode = partial(decode_in_blocks, listing.paths, self.square.read, memory_map.shape[1:], self.skip_damaged)
+        record = memory_map.prepare(decode)
+        self._check_damaged(record)
+        self._source = memory_map, _without_damaged(partition, record)
+
+    def _check_damaged(self, record: Record) -> None:
+        """Refuse or report images that are black in the map because they could not be decoded."""
+        reasons = list(record.damaged.values())
+        if not reasons:
+            return
+        if not self.skip_damaged:
+            raise DamagedFileError(f"{reasons[0]} skip_damaged: true leaves such images ({len(reasons):,} here) out.")
+        if len(reasons) == record.shape[0]:
+            raise DamagedFileError(f"None of the {len(reasons):,} images can be decoded. The first: {reasons[0]}")
+        more = f" and {len(reasons) - DAMAGED_NAMED:,} more" if len(reasons) > DAMAGED_NAMED else ""
+        rank_zero_warn(
+            f"Skipped {len(reasons):,} of {record.shape[0]:,} images: {' '.join(reasons[:DAMAGED_NAMED])}{more}"
+        )
+
+    def _members(self, split: Split) -> tuple[MemoryMap, Tensor]:
+        """The memory map and the positions (int64) in it of a split's images, as the data set is published."""
+        if self._source is None and process_place()[0] == 1:
+            self._prepare()
+        if self._source is None:  # another process has prepared
+            listing, partition = self._list()
+            memory_map = self._memory_map(listing)
+            self._source = memory_map, _without_damaged(partition, memory_map.open()[1])
+        memory_map, partition = self._source
+        return memory_map, torch.nonzero(partition == PARTITIONS[split]).flatten()
+
+
+def read_partition(path: Path) -> tuple[list[str], Tensor]:
+    """File names and partitions (int64) of a list_eval_partition.txt: on each line `000001.jpg 0`.
+
+    Raises:
+        DamagedFileError: A line is something else, a file is named twice, or there is none; the line is named.
+    """
+    files: list[str] = []
+    partition: list[int] = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise DamagedFileError(
+                f"{path}, line {number}: expected a file name and its partition (0 train, 1 val, 2 test), as in "
+                f"'000001.jpg 0', got {line!r}. Fetch the file again, or repair the line."
+            )
+        files.append(fields[0])
+        partition.append(int(fields[1]))
+    if not files:
+        raise DamagedFileError(f"{path} names no image: fetch the file again.")
+    if len(set(files)) < len(files):
+        twice = next(file for file, count in Counter(files).items() if count > 1)
+        raise DamagedFileError(f"{path} names {twice} more than once: fetch the file again, or repair it.")
+    return files, torch.tensor(partition)
+
+
+def _without_damaged(partition: Tensor, record: Record) -> Tensor:
+    """`partition` with images that could not be decoded in none."""
+    kept = partition.clone()
+    kept[list(record.damaged)] = -1
+    return kept
