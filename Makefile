@@ -39,8 +39,9 @@ lint: $(STAMP) ## check formatting, lint and types
 
 check: lint test ## lint, then test
 
-bench: $(STAMP) ## time the layers side by side (three minutes; leave the machine to it)
+bench: $(STAMP) ## time layers and training steps side by side (eight minutes; leave the machine to it)
 	$(BIN)/python -m benchmarks.gaussian
+	$(BIN)/python -m benchmarks.octave
 
 clean: ## remove caches, build output and run folders (runs/ too); .venv and data sets stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs lightning_logs wandb

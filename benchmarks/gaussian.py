@@ -8,30 +8,25 @@ are those of Table 1, read from configs/gaussian/layers; `Conv2d` has the kernel
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import Step, Timings, machine, take_turns
+from benchmarks.bench import PRECISIONS, Bench, Measure, Row, run
+from benchmarks.timing import Step, Timings, take_turns
 from models import create_model
 from models.convs import SynthesisedConv2d, build_variant
 
 LAYER_CONFIGS = Path(__file__).parents[1] / "configs" / "gaussian" / "layers"
 BATCH_SIZES = (32, 64, 128)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Row = dict[str, Any]
 Spec = dict[str, Any]
 
 
@@ -60,26 +55,14 @@ class Shape:
 SHAPES = (Shape(1, 32, 28), Shape(32, 64, 14), Shape(64, 128, 7), Shape(128, 128, 7))
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Where and how long a row is measured, and the specs of Table 1's layer types by name."""
-
-    device: torch.device
-    seconds: float
-    specs: Mapping[str, Spec]
-
-    def time(self, steps: Mapping[str, Step]) -> Timings:
-        return take_turns(steps, seconds=self.seconds, device=self.device)
-
-    def in_precision(self, precision: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`forward` under autocast, entered for each pass as a Trainer does: its cache of casts lasts that long."""
-        dtype = PRECISIONS[precision]
-
-        def cast(x: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
-                return forward(x)
-
-        return cast
+@cache
+def read_specs() -> dict[str, Spec]:
+    """The conv specs of Table 1's layer types, by the names of their overlays, and depthwise separable beside them."""
+    specs = {}
+    for path in sorted(LAYER_CONFIGS.glob("*.yaml")):
+        conv = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["conv"]
+        specs[path.stem] = {"name": conv} if isinstance(conv, str) else conv
+    return specs | {"depthwise_separable": {"name": "depthwise_separable"}}
 
 
 def free_form(spec: Spec) -> Spec:
@@ -118,7 +101,7 @@ def compared(timings: Timings, baseline: str) -> Row:
 
 def layer_training(bench: Bench) -> Iterator[Row]:
     """A Gaussian layer's training step."""
-    spec = bench.specs["ours"]
+    spec = read_specs()["ours"]
     for precision in PRECISIONS:
         for shape in SHAPES:
             layers = {"Conv2d": shape.layer(free_form(spec), bench.device), "Gaussian": shape.layer(spec, bench.device)}
@@ -135,7 +118,7 @@ def layer_training(bench: Bench) -> Iterator[Row]:
 def evaluation_orders(bench: Bench) -> Iterator[Row]:
     """The separated form's training step in either order; `chosen` is the layer's own choice between them."""
     for shape in SHAPES:
-        layer = shape.layer(bench.specs["ours_separated"], bench.device)
+        layer = shape.layer(read_specs()["ours_separated"], bench.device)
         orders = {"dense": dense_order(layer), "factorised": layer.forward_factorised, "chosen": layer}
         for batch_size in BATCH_SIZES:
             images = shape.images(batch_size, bench.device)
@@ -152,8 +135,8 @@ def kernel_synthesis(bench: Bench) -> Iterator[Row]:
     """The kernels and the dense weight by themselves, as a share of `nn.Conv2d`'s training step at batch 32."""
     for name in ("ours", "ours_separated"):
         for shape in SHAPES:
-            layer = shape.layer(bench.specs[name], bench.device)
-            conv = shape.layer(free_form(bench.specs[name]), bench.device)
+            layer = shape.layer(read_specs()[name], bench.device)
+            conv = shape.layer(free_form(read_specs()[name]), bench.device)
             steps = {
                 "step of Conv2d": training_step(conv, shape.images(32, bench.device)),
                 "kernels": torch.no_grad()(layer.kernels),
@@ -176,7 +159,7 @@ def with_backward(layer: nn.Module, function: Callable[[], Tensor]) -> Step:
 
 def inference(bench: Bench) -> Iterator[Row]:
     """A Gaussian layer's inference with and without its weight kept."""
-    spec = bench.specs["ours"]
+    spec = read_specs()["ours"]
     for shape in SHAPES:
         layers = {name: shape.layer(spec, bench.device).eval() for name in ("fused", "unfused")}
         layers["fused"].fuse()
@@ -191,9 +174,9 @@ def network_training(bench: Bench) -> Iterator[Row]:
     """The training step of the whole network, loss included, with every layer type in it."""
     images = torch.randn(32, 1, 28, 28, device=bench.device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (32,), device=bench.device)
-    same_size = {"free_form, kernel size of ours": free_form(bench.specs["ours"])}
+    same_size = {"free_form, kernel size of ours": free_form(read_specs()["ours"])}
     networks = {}
-    for name, spec in {**bench.specs, **same_size}.items():
+    for name, spec in {**read_specs(), **same_size}.items():
         network = create_model("fashion_cnn", conv=spec, in_channels=1, num_classes=10)
         networks[name] = network.to(bench.device).to(memory_format=torch.channels_last)
 
@@ -211,7 +194,7 @@ def network_training(bench: Bench) -> Iterator[Row]:
         }
 
 
-TABLES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+TABLES: dict[str, Measure] = {
     "Training step of a layer: Gaussian ('ours') beside nn.Conv2d": layer_training,
     "Training step of a separated layer, by order of evaluation (float32)": evaluation_orders,
     "Kernel synthesis alone, beside nn.Conv2d's training step at batch 32 (float32)": kernel_synthesis,
@@ -220,50 +203,5 @@ TABLES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 
 
-def read_specs() -> dict[str, Spec]:
-    """The conv specs of Table 1's layer types, by the names of their overlays, and depthwise separable beside them."""
-    specs = {}
-    for path in sorted(LAYER_CONFIGS.glob("*.yaml")):
-        conv = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["conv"]
-        specs[path.stem] = {"name": conv} if isinstance(conv, str) else conv
-    return specs | {"depthwise_separable": {"name": "depthwise_separable"}}
-
-
-def render(title: str, rows: list[Row]) -> Table:
-    """A table of `rows`; numbers to the right, three decimals for times and ratios."""
-    table = Table(title=title, title_justify="left")
-    for column, value in rows[0].items():
-        table.add_column(column, justify="right" if isinstance(value, int | float) else "left")
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    return table
-
-
-def main() -> None:
-    """Measure and print every table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gaussian", description="Time Gaussian layers.")
-    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda, cuda:1 ...")
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU; one on a machine with other work")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for every row; longer is steadier")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
-    arguments = parser.parse_args()
-
-    torch.manual_seed(0)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    console = Console()
-    about = machine(arguments.device)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
-    if about["load"] is not None and about["load"] > 0.5:
-        console.print("[yellow]The machine is busy: times and ratios mislead (--threads 1 suffers least).[/yellow]")
-    bench = Bench(arguments.device, arguments.seconds, read_specs())
-    tables: dict[str, list[Row]] = {}
-    for title, measure in TABLES.items():
-        tables[title] = list(measure(bench))
-        console.print(render(title, tables[title]))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": about, "tables": tables}, default=str, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run("benchmarks.gaussian", "Time Gaussian layers.", TABLES)

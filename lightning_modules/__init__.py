@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "BaseTask": "lightning_modules.base",
     "ClassificationTask": "lightning_modules.classification",
+    "GANTask": "lightning_modules.gan",
     "load_run": "lightning_modules.runs",
 }
 __all__ = list(_HOMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -47,8 +47,9 @@ class BaseTask(LightningModule):
         compile: Compile the network with `torch.compile`, in place: checkpoints stay interchangeable.
     """
 
-    monitor: ClassVar[str]
-    mode: ClassVar[str]
+    monitor: str | None
+    mode: str
+    clipping = "trainer.gradient_clip_val"  # the option that clips gradients
     first_bad_step: Tensor
 
     def __init__(
@@ -57,14 +58,14 @@ class BaseTask(LightningModule):
         model_options: dict[str, Any] | None = None,
         conv: str | dict[str, Any] = "standard",
         in_channels: int = 3,
-        num_classes: int = 10,
+        num_classes: int | None = 10,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         geometry_lr_factor: float = 1.0,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler"])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.geometry_lr_factor = geometry_lr_factor
@@ -85,30 +86,39 @@ class BaseTask(LightningModule):
     def forward(self, images: Tensor) -> Any:
         return self.network(images)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def networks(self, image_shape: tuple[int, ...]) -> list[tuple[nn.Module, tuple[int, ...]]]:
+        """The networks of the task, each with the shape of its input where images have `image_shape`."""
+        return [(self.network, image_shape)]
+
+    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """The trainable parameters once each: the weights, and the geometry (if any) without weight decay."""
-        geometry = [p for p in geometry_parameters(self.network) if p.requires_grad]
+        geometry = [p for p in geometry_parameters(network) if p.requires_grad]
         known = {id(p) for p in geometry}
-        weights = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
+        weights = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [{"params": weights, "name": "weights"}]
         if geometry:
             groups.append({"params": geometry, "name": "geometry", "weight_decay": 0.0})
         return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameter_groups())
-        for group in optimizer.param_groups:
-            if group["name"] == "geometry":
-                group["lr"] *= self.geometry_lr_factor
-        if self.lr_scheduler is None:
+        optimizer, scheduler = self.optimise(self.network, self.optimizer)
+        if scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             monitor = getattr(scheduler, "monitor", self.monitor)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
-        if getattr(scheduler, "total_steps", 0) is None:
-            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)  # type: ignore[attr-defined]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimise(self, network: nn.Module, optimizer: OptimizerCallable) -> tuple[Optimizer, LRScheduler | None]:
+        """The optimiser of `network`, its learning rates set, and the schedule of them, if there is one."""
+        made = optimizer(self.parameter_groups(network))
+        for group in made.param_groups:
+            if group["name"] == "geometry":
+                group["lr"] *= self.geometry_lr_factor
+        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(made)
+        if getattr(scheduler, "total_steps", 0) is None:
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)  # type: ignore[union-attr]
+        return made, scheduler
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Noise drawn while training (dropout, say) is a function of seed, step and rank: a resumed run draws the same.
@@ -118,10 +128,10 @@ class BaseTask(LightningModule):
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_finite()
 
-    def watch(self, loss: Tensor) -> None:
-        """Remember, on the device, the first step whose loss is not finite."""
+    def watch(self, loss: Tensor, step: int | None = None) -> None:
+        """Remember, on the device, the first step whose loss is not finite; `step` is the running one by default."""
         bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
+        self.first_bad_step = torch.where(bad, self.global_step if step is None else step, self.first_bad_step)
 
     def check_finite(self) -> None:
         """Raise `NonFiniteLossError` if a loss was not finite so far. Reads from the device."""
@@ -129,7 +139,7 @@ class BaseTask(LightningModule):
         if step >= 0:
             raise NonFiniteLossError(
                 f"the loss of step {step} is not finite; the last checkpoint is from before that step. "
-                "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or train in full precision."
+                f"Lower the learning rate, clip gradients ({self.clipping}), or train in full precision."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,22 +1,22 @@
-"""Grids of experiments: a table of a paper as a YAML file, its finished cells as rows of a CSV file."""
+"""Grids of experiments: a table of a paper, and its figures, as a YAML file."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import hashlib
-import io
 import itertools
 import json
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from lightning_modules.files import written_whole
 from models.names import check_name
+
+LAST = "last"
+"""In place of a number of epochs: the end of the training."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Cell:
         return f"{self.row}-{self.column}-seed{self.seed}"
 
     def arguments(self) -> list[str]:
-        """Arguments of `convsuite fit_test` for this cell."""
+        """What stands behind `convsuite fit` or `fit_test` for this cell."""
         configs = [argument for path in self.configs for argument in ("--config", str(path))]
         return [*configs, f"--seed_everything={self.seed}", *(f"--{key}={value}" for key, value in self.overrides)]
 
@@ -56,13 +56,79 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The definition of a table, read from YAML.
+class CurveMetric:
+    """A metric that is kept for each epoch.
 
-    Keys: `title`; `config`, the base configuration; `metric`, a column of metrics.csv, a fraction; `rows` and
-    `columns`, name to `label`, `config`, `overrides`, and for rows `seeds`; `published`, row to column to percent;
-    `orders`, lists of columns that the paper ranks from low to high; `results`, the CSV file, and `page`, a Markdown
-    file with a marked place for the table, both optional and relative to the working directory.
+    Keys: `label`; `log`, whether figures show it on a logarithmic axis; `table`, whether the table of stability shows
+    its value at the last epoch.
+    """
+
+    label: str
+    log: bool = False
+    table: bool = False
+
+
+@dataclass(frozen=True)
+class CurveSettings:
+    """What a grid keeps of the course of its runs: with it, the table is one of stability.
+
+    Keys: `metrics`, columns of metrics.csv, among them the grid's `metric`, each with the keys of `CurveMetric`;
+    `file`, the CSV file, optional and relative to the working directory.
+    """
+
+    metrics: dict[str, CurveMetric]
+    file: str | None = None
+
+
+FIGURE_KINDS = {
+    "curves": {"metrics", "rows", "columns"},
+    "samples": {"epochs", "crop", "rows", "columns"},
+    "curves_with_samples": {"metrics", "epochs", "crop", "rows", "columns"},
+}
+"""Kind of a figure to the keys that it takes; see `lightning_modules.figures`."""
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """A figure of a grid.
+
+    Keys: `kind`, one of `FIGURE_KINDS`; `rows` and `columns`, all by default; `metrics`, the grid's own by default;
+    `epochs` of samples: numbers of epochs trained, or `last`, the default; `crop`: so many rows and columns of
+    images of each picture of samples, all by default.
+    """
+
+    kind: str
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    epochs: tuple[int | str, ...] = (LAST,)
+    crop: int | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The definition of a table and of figures, read from YAML.
+
+    Keys:
+        title: Stands above the table.
+        config: The base configuration, named from the folder `configs`.
+        command: What runs a cell, `fit_test` (the default) or `fit`.
+        metric: A column of metrics.csv; its last value is the cell's.
+        better: `higher` (the default) or `lower`.
+        scale: What the metric is multiplied by where it is shown; 100 by default: a fraction becomes percent.
+        digits: Decimals that are shown, 1 by default.
+        rows, columns: Name to `label`, `config`, `overrides`, and for rows `seeds` ([0] by default).
+        seeds: Row to column to seeds, in place of the row's.
+        published: Row to column to the published value, as it is shown.
+        orders: Lists of columns that the paper ranks from low to high.
+        curves: What is kept of every epoch, see `CurveSettings`.
+        figures: Name to `FigureSettings`.
+        images: The folder of the figures.
+        results: The CSV file of finished cells.
+        page: A Markdown file with a marked place for the table.
+
+    All but `title`, `config`, `metric`, `rows` and `columns` may be left out. Files and folders are relative to the
+    working directory; by default they lie in `runs/<name of the grid>`.
     """
 
     path: Path
@@ -71,8 +137,16 @@ class Grid:
     metric: str
     rows: dict[str, Axis]
     columns: dict[str, Axis]
+    command: str = "fit_test"
+    better: str = "higher"
+    scale: float = 100
+    digits: int = 1
+    seeds: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     orders: tuple[tuple[str, ...], ...] = ()
+    curves: CurveSettings | None = None
+    figures: dict[str, FigureSettings] = field(default_factory=dict)
+    images: str | None = None
     results: str | None = None
     page: str | None = None
 
@@ -81,28 +155,24 @@ class Grid:
         """Read a grid.
 
         Raises:
-            ValueError: A missing or unknown key; the message names the file.
+            ValueError: A missing or unknown key, or a value that it cannot have; the message names file and key.
         """
-        content = yaml.safe_load(path.read_text())
         try:
-            for key in content:
-                check_name("key", key, set(cls.__dataclass_fields__) - {"path"})
-            for axis in ("rows", "columns"):
-                content[axis] = {str(name): _axis(value) for name, value in content[axis].items()}
-            published = content.pop("published", {})
-            orders = content.pop("orders", [])
-            return cls(
-                path,
-                published={str(row): values for row, values in published.items()},
-                orders=tuple(tuple(order) for order in orders),
-                **content,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return _read(path)
+        except (TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{path} is not a grid: {error}") from error
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs lie, and what has no place of its own."""
+        return Path("runs") / self.name
+
+    def run_folder(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}-{cell.settings}"
 
     def cells(
         self,
@@ -111,13 +181,13 @@ class Grid:
         seeds: Sequence[int] | None = None,
     ) -> Iterator[Cell]:
         """The cells of the named rows, columns and seeds (all by default), row by row and seed by seed."""
-        for kind, names, valid in (("row", rows, self.rows), ("column", columns, self.columns)):
-            for name in names or ():
-                check_name(kind, name, valid)
+        _check_names("row", rows or (), self.rows)
+        _check_names("column", columns or (), self.columns)
         for row in rows or self.rows:
-            chosen = self.rows[row].seeds if seeds is None else seeds
-            for seed, column in itertools.product(chosen, columns or self.columns):
-                yield self._cell(row, column, seed)
+            own = {column: self.seeds.get(row, {}).get(column, self.rows[row].seeds) for column in self.columns}
+            chosen = {column: own[column] if seeds is None else tuple(seeds) for column in columns or self.columns}
+            for seed in dict.fromkeys(itertools.chain.from_iterable(chosen.values())):
+                yield from (self._cell(row, column, seed) for column in chosen if seed in chosen[column])
 
     def _cell(self, row: str, column: str, seed: int) -> Cell:
         axes = (self.rows[row], self.columns[column])
@@ -133,88 +203,126 @@ class Grid:
         return path
 
 
-def _axis(content: dict[str, Any]) -> Axis:
-    for key in content:
-        check_name("key", key, Axis.__dataclass_fields__)
-    return Axis(**{**content, "seeds": tuple(content.get("seeds", (0,)))})
+Settings = TypeVar("Settings")
 
 
-COLUMNS = (
-    "row",
-    "column",
-    "seed",
-    "value",
-    "parameters",
-    "steps",
-    "minutes",
-    "precision",
-    "settings",
-    "overrides",
-    "torch",
-    "lightning",
-    "commit",
-)
+def _read(path: Path) -> Grid:
+    content = dict(_mapping("the grid", yaml.safe_load(path.read_text())))
+    _check_names("key of the grid:", content, set(Grid.__dataclass_fields__) - {"path"})
+    for axis in {"rows", "columns"} & set(content):
+        content[axis] = {name: _axis(axis, name, value) for name, value in _items(axis, content[axis])}
+    for key, read in (("seeds", _seeds), ("published", _number)):
+        content[key] = {
+            row: {column: read(f"{key}.{row}.{column}", value) for column, value in _items(f"{key}.{row}", of_row)}
+            for row, of_row in _items(key, content.get(key, {}))
+        }
+    content["orders"] = tuple(_names(order) for order in content.get("orders", ()))
+    if "curves" in content:
+        content["curves"] = _curves(content["curves"])
+    content["figures"] = {name: _figure(name, value) for name, value in _items("figures", content.get("figures", {}))}
+    grid = _made(Grid, "the grid", {**content, "path": path})
+    _check(grid)
+    return grid
 
 
-class Results:
-    """The finished cells of a grid, one CSV row each; a cell of other settings than the row's counts as unfinished."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
-
-    def find(self, cell: Cell) -> dict[str, str] | None:
-        """The row of `cell`, or None while it is not finished."""
-        for row in self.rows:
-            if _key(row) == (cell.row, cell.column, str(cell.seed)) and row["settings"] == cell.settings:
-                return row
-        return None
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a finished cell, in place of an older one of other settings, and write the file whole."""
-        row = {key: str(row[key]) for key in COLUMNS}
-        self.rows = [other for other in self.rows if _key(other) != _key(row)] + [row]
-        self.rows.sort(key=lambda r: (r["row"].zfill(12), r["column"], int(r["seed"])))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        with written_whole(self.path) as file:
-            file.write(text.getvalue().encode())
+def _axis(kind: str, name: str, content: Any) -> Axis:
+    content = dict(_mapping(f"{kind}.{name}", content))
+    if kind == "columns" and "seeds" in content:
+        raise ValueError(f"columns.{name} has seeds, which belong to a row, or to `seeds: {{row: {{column: [...]}}}}`")
+    if "seeds" in content:
+        content["seeds"] = _seeds(f"rows.{name}.seeds", content["seeds"])
+    return _made(Axis, f"{kind}.{name}", content)
 
 
-def _key(row: dict[str, str]) -> tuple[str, str, str]:
-    return row["row"], row["column"], row["seed"]
+def _curves(content: Any) -> CurveSettings:
+    content = dict(_mapping("curves", content))
+    metrics = _items("curves.metrics", content.get("metrics", {}))
+    content["metrics"] = {name: _made(CurveMetric, f"curves.metrics.{name}", value) for name, value in metrics}
+    return _made(CurveSettings, "curves", content)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The finished seeds of one row and column: values in percent."""
+def _figure(name: str, content: Any) -> FigureSettings:
+    content = dict(_mapping(f"figures.{name}", content))
+    if "kind" in content:
+        check_name(f"kind of figures.{name}:", content["kind"], FIGURE_KINDS)
+        _check_names(f"key of figures.{name}:", content, {"kind", *FIGURE_KINDS[content["kind"]]})
+    for key in {"rows", "columns", "metrics"} & set(content):
+        content[key] = _names(content[key])
+    for epoch in content.get("epochs", ()):
+        if epoch != LAST and not (isinstance(epoch, int) and epoch > 0):
+            raise ValueError(f"figures.{name}.epochs are numbers from 1, or '{LAST}', not {epoch!r}")
+    if "epochs" in content:
+        content["epochs"] = tuple(content["epochs"])
+    if not isinstance(crop := content.get("crop", 1), int) or crop < 1:
+        raise ValueError(f"figures.{name}.crop must be 1 or more, got {crop!r}")
+    return _made(FigureSettings, f"figures.{name}", content)
 
-    values: tuple[float, ...]
-    parameters: int
 
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
+def _check(grid: Grid) -> None:
+    """Raise `ValueError` where the parts of a grid do not fit together."""
+    check_name("command", grid.command, ("fit", "fit_test"))
+    check_name("value of better:", grid.better, ("higher", "lower"))
+    if _number("scale", grid.scale) <= 0:
+        raise ValueError(f"scale must be above 0, got {grid.scale}")
+    if not isinstance(grid.digits, int) or grid.digits < 0:
+        raise ValueError(f"digits must be 0 or more, got {grid.digits!r}")
+    for key, table in (("seeds", grid.seeds), ("published", grid.published)):
+        _check_names(f"row in {key}:", table, grid.rows)
+        for row, of_row in table.items():
+            _check_names(f"column in {key}.{row}:", of_row, grid.columns)
+    for order in grid.orders:
+        _check_names("column in orders:", order, grid.columns)
+    if grid.curves is not None and grid.metric not in grid.curves.metrics:
+        raise ValueError(f"curves.metrics lacks {grid.metric!r}, the metric of the grid")
+    for name, figure in grid.figures.items():
+        _check_names(f"row in figures.{name}:", figure.rows, grid.rows)
+        _check_names(f"column in figures.{name}:", figure.columns, grid.columns)
+        if "metrics" not in FIGURE_KINDS[figure.kind]:
+            continue
+        if grid.curves is None:
+            raise ValueError(f"figures.{name} shows curves, but the grid has no key 'curves' that says what is kept")
+        _check_names(f"metric in figures.{name}:", figure.metrics, grid.curves.metrics)
 
-    def __str__(self) -> str:
-        if len(self.values) == 1:
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f} ± {statistics.stdev(self.values):.1f}"
+
+def _made(kind: type[Settings], where: str, content: Any) -> Settings:
+    """An instance of a dataclass from keys and values of YAML; one that is unknown or missing is an error."""
+    content = _mapping(where, content)
+    keys = dataclasses.fields(kind)  # type: ignore[arg-type]
+    _check_names(f"key of {where}:", content, {key.name for key in keys})
+    required = [key.name for key in keys if key.default is dataclasses.MISSING is key.default_factory]
+    missing = [name for name in required if name not in content]
+    if missing:
+        raise ValueError(f"{where} lacks {' and '.join(map(repr, missing))}")
+    return kind(**content)
 
 
-def summarise(grid: Grid, results: Results) -> dict[tuple[str, str], Summary]:
-    """Mean and spread over all finished seeds of today's settings, by (row, column)."""
-    summaries = {}
-    for row, column in itertools.product(grid.rows, grid.columns):
-        seeds = {int(r["seed"]) for r in results.rows if (r["row"], r["column"]) == (row, column)}
-        found = [results.find(cell) for cell in grid.cells([row], [column], sorted(seeds))]
-        finished = [f for f in found if f]
-        if finished:
-            values = tuple(100 * float(f["value"]) for f in finished)
-            summaries[row, column] = Summary(values, int(finished[0]["parameters"]))
-    return summaries
+def _mapping(where: str, content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must be keys with values, got {content!r}")
+    return content
+
+
+def _items(where: str, content: Any) -> Iterator[tuple[str, Any]]:
+    """Names, which YAML may take for numbers, with their values."""
+    return ((str(name), value) for name, value in _mapping(where, content).items())
+
+
+def _seeds(where: str, content: Any) -> tuple[int, ...]:
+    if not isinstance(content, list) or not all(isinstance(seed, int) for seed in content):
+        raise ValueError(f"{where} must be a list of whole numbers, got {content!r}")
+    return tuple(content)
+
+
+def _number(where: str, content: Any) -> float:
+    if not isinstance(content, int | float):
+        raise ValueError(f"{where} must be a number, got {content!r}")
+    return content
+
+
+def _names(content: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(str(name) for name in content)
+
+
+def _check_names(kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    for name in names:
+        check_name(kind, name, valid)

@@ -162,7 +162,7 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
-    """The trained network of a run, in eval mode, on the CPU.
+    """The trained network of a run, in eval mode, on the CPU; of a GAN the generator that it samples from.
 
     Args:
         folder: The run folder.
@@ -183,14 +183,10 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
     options = dict(settings["model_options"] or {})
     if "pretrained" in options:
         options["pretrained"] = False  # its weights are in the checkpoint: nothing is to be downloaded
-    network = create_model(
-        settings["model"],
-        conv=settings["conv"],
-        in_channels=settings["in_channels"],
-        num_classes=settings["num_classes"],
-        **options,
-    )
-    prefix = "network."
+    of_task = {name: settings.get(name) for name in ("in_channels", "num_classes", "image_size", "latent_dim")}
+    network = create_model(settings["model"], conv=settings["conv"], **of_task, **options)
+    averaged = "ema_generator.module."
+    prefix = averaged if any(key.startswith(averaged) for key in saved["state_dict"]) else "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
     network.load_state_dict(weights)
     return network.eval()

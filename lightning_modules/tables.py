@@ -2,90 +2,196 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from lightning_modules.files import written_whole
-from lightning_modules.grid import Grid, Summary
+from lightning_modules.files import write_whole
+from lightning_modules.grid import Grid
+from lightning_modules.grid_results import Summary, spread
+from lightning_modules.stability import Course, Stability
 
 Summaries = dict[tuple[str, str], Summary]
-BELOW = "▼"  # marks a cell below the published value
+Courses = dict[tuple[str, str], dict[int, Course]]
+BELOW, ABOVE = "▼", "▲"  # mark a cell that is worse than the published value
 MISSING = "–"
+PUBLISHED = "published"
+_LOG_WIDTH = 200
 
 
-def table_rows(grid: Grid, summaries: Summaries) -> list[list[str]]:
-    """Header, parameters, then per row of the grid ours and, beneath it, the published values; cells as text."""
-    lines = [["", *(axis.label for axis in grid.columns.values())]]
+@dataclass(frozen=True)
+class Table:
+    """Cells as text: a header, lines, of which the first `labels` cells are labels, and sentences beneath."""
+
+    header: list[str]
+    lines: list[list[str]]
+    sentences: list[str]
+    labels: int = 1
+
+
+def value_table(grid: Grid, summaries: Summaries) -> Table:
+    """Parameters, then per row of the grid ours and, beneath it, the published values; a column for each column."""
     parameters = {column: summary.parameters for (_, column), summary in summaries.items()}
-    lines.append(["parameters", *(f"{parameters[c]:,}" if c in parameters else MISSING for c in grid.columns)])
+    lines = [["parameters", *(f"{parameters[c]:,}" if c in parameters else MISSING for c in grid.columns)]]
     for row, axis in grid.rows.items():
         published = grid.published.get(row, {})
         counts = {len(summary.values) for (r, _), summary in summaries.items() if r == row}
-        cells = []
-        for column in grid.columns:
-            summary = summaries.get((row, column))
-            below = summary is not None and round(summary.mean, 1) < published.get(column, 0)
-            count = f" ({_seeds(len(summary.values))})" if summary is not None and len(counts) > 1 else ""
-            cells.append(f"{summary or MISSING}{count}{' ' + BELOW if below else ''}")
+        cells = [_value(grid, summaries.get((row, c)), published.get(c), len(counts) > 1) for c in grid.columns]
         lines.append([axis.label + (f", {_seeds(*counts)}" if len(counts) == 1 else ""), *cells])
         if published:
-            lines.append(["published", *(f"{published.get(column, MISSING)}" for column in grid.columns)])
-    return lines
+            lines.append([PUBLISHED, *(f"{published.get(column, MISSING)}" for column in grid.columns)])
+    header = ["", *(axis.label for axis in grid.columns.values())]
+    return Table(header, lines, _verdicts(grid, summaries))
+
+
+def _value(grid: Grid, summary: Summary | None, published: float | None, with_count: bool) -> str:
+    if summary is None:
+        return MISSING
+    count = f" ({_seeds(len(summary.values))})" if with_count else ""
+    mark = ""
+    if published is not None:
+        better, mean = grid.better, round(summary.mean, grid.digits)
+        mark = f" {BELOW}" if better == "higher" and mean < published else mark
+        mark = f" {ABOVE}" if better == "lower" and mean > published else mark
+    return f"{summary}{count}{mark}"
 
 
 def _seeds(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def verdicts(grid: Grid, summaries: Summaries) -> list[str]:
+def _verdicts(grid: Grid, summaries: Summaries) -> list[str]:
     """One sentence per row and published order: whether it holds in the means of our cells."""
     sentences = []
     for row, axis in grid.rows.items():
         for order in grid.orders:
             means = [summaries[row, column].mean for column in order if (row, column) in summaries]
-            if len(means) < len(order):
-                continue
-            holds = all(low < high for low, high in pairwise(means))
-            labels = " < ".join(grid.columns[column].label for column in order)
-            sentences.append(f"{axis.label}: {labels} {'holds' if holds else 'does not hold'}.")
+            if len(means) == len(order):
+                holds = "holds" if _is_rising(means) else "does not hold"
+                sentences.append(f"{axis.label}: {_order(grid, order)} {holds}.")
     return sentences
 
 
-def print_table(grid: Grid, summaries: Summaries) -> None:
-    """Show the table and the verdicts in the terminal."""
+def _order(grid: Grid, order: Sequence[str]) -> str:
+    return " < ".join(grid.columns[column].label for column in order)
+
+
+def _is_rising(values: Iterable[float]) -> bool:
+    return all(low < high for low, high in pairwise(values))
+
+
+def stability_table(grid: Grid, courses: Courses) -> Table:
+    """A line for each row and column of the grid: the best value of its curves, the last, and how much worse that is.
+
+    Each is the mean over the seeds, ± standard deviation where there are several.
+    """
+    assert grid.curves is not None
+    label = grid.curves.metrics[grid.metric].label
+    others = {name: metric.label for name, metric in grid.curves.metrics.items() if metric.table}
+    turn = _turn(grid)
+    header = ["", "", "seeds", f"best {label}", "after epoch", f"last {label}", turn, f"{turn} (%)"]
+    header += [f"last {name}" for name in others.values()]
+    lines = []
+    for row, row_axis in grid.rows.items():
+        for column, axis in grid.columns.items():
+            found = list(courses.get((row, column), {}).values())
+            cells = _course_cells(grid, found, others) if found else [MISSING] * (len(header) - 3)
+            lines.append([row_axis.label, axis.label, str(len(found)), *cells])
+    return Table(header, lines, _stability_verdicts(grid, courses), labels=2)
+
+
+def _turn(grid: Grid) -> str:
+    return "rise" if grid.better == "lower" else "fall"
+
+
+def _course_cells(grid: Grid, courses: Sequence[Course], others: Iterable[str]) -> list[str]:
+    curves = [course.stability for course in courses]
+    cells = [
+        spread([curve.best for curve in curves], grid.digits),
+        ", ".join(str(curve.best_epoch) for curve in curves),
+        spread([curve.last for curve in curves], grid.digits),
+        spread([curve.worsening for curve in curves], grid.digits),
+        spread([100 * curve.relative_worsening for curve in curves], 0),
+    ]
+    for metric in others:
+        values = [course.last[metric] for course in courses if metric in course.last]
+        cells.append(spread(values, 3) if values else MISSING)
+    return cells
+
+
+def _stability_verdicts(grid: Grid, courses: Courses) -> list[str]:
+    """One sentence per row and published order: whether it holds in the means over the seeds that all columns have."""
+    assert grid.curves is not None
+    label = grid.curves.metrics[grid.metric].label
+    quantities: dict[str, Callable[[Stability], float]] = {
+        f"best {label}": lambda curve: curve.best,
+        f"last {label}": lambda curve: curve.last,
+    }
+    if grid.better == "lower":  # otherwise a good curve falls little but ends high: the order would be another
+        quantities[_turn(grid)] = lambda curve: curve.worsening
+    sentences = []
+    for row, axis in grid.rows.items():
+        for order in grid.orders:
+            of_order = [courses.get((row, column), {}) for column in order]
+            seeds = set.intersection(*map(set, of_order))
+            if not seeds:
+                continue
+            verdicts = []
+            for name, quantity in quantities.items():
+                means = [statistics.mean(quantity(of_column[s].stability) for s in seeds) for of_column in of_order]
+                verdicts.append(f"{name} {'yes' if _is_rising(means) else 'no'}")
+            sentences.append(f"{axis.label}, {_order(grid, order)}, {_seeds(len(seeds))}: {', '.join(verdicts)}.")
+    return sentences
+
+
+def print_table(title: str, table: Table) -> None:
+    """Show the table and the sentences in the terminal."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as TerminalTable
 
-    header, *lines = table_rows(grid, summaries)
-    table = Table(title=grid.title)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", min_width=len("published") if i == 0 else None)
-    for line in lines:
-        table.add_row(*line, style="dim" if line[0] == "published" else None)
+    shown = TerminalTable(title=title)
+    for i, name in enumerate(table.header):
+        least = len(PUBLISHED) if i == 0 else None
+        shown.add_column(name, justify="left" if i < table.labels else "right", min_width=least)
+    for line in table.lines:
+        shown.add_row(*line, style="dim" if line[0] == PUBLISHED else None)
     console = Console()
-    console.print(table)
-    for sentence in verdicts(grid, summaries):
-        console.print(sentence)
+    if not console.is_terminal:  # a log has no width that the table must fit into
+        console = Console(width=_LOG_WIDTH)
+    console.print(shown)
+    for sentence in table.sentences:
+        console.print(sentence, soft_wrap=True)
 
 
-def write_table(grid: Grid, summaries: Summaries, page: Path) -> None:
+def check_page(name: str, page: Path) -> None:
+    """Raise `ValueError` where `page` has no place for the table `name`."""
+    _split(name, page)
+
+
+def write_table(name: str, table: Table, page: Path) -> None:
     """Write the table into `page`, between `<!-- table: NAME -->` and `<!-- end table -->`.
 
     Raises:
         ValueError: The page has no such marks.
     """
-    start, end = f"<!-- table: {grid.name} -->", "<!-- end table -->"
+    before, after = _split(name, page)
+    markdown = [_markdown(table.header)]
+    markdown.append(_markdown([*["---"] * table.labels, *["---:"] * (len(table.header) - table.labels)]))
+    markdown += [_markdown([f"*{cell}*" for cell in line] if line[0] == PUBLISHED else line) for line in table.lines]
+    markdown += ["", *(f"- {sentence}" for sentence in table.sentences)]
+    write_whole(page, "\n".join([before, *markdown, after]).encode())
+
+
+def _split(name: str, page: Path) -> tuple[str, str]:
+    """What stands before and after the table, marks included."""
+    start, end = f"<!-- table: {name} -->", "<!-- end table -->"
     before, mark, rest = page.read_text().partition(start)
     _, end_mark, after = rest.partition(end)
     if not (mark and end_mark):
         raise ValueError(f"{page} has no place for the table: put the lines '{start}' and '{end}' where it belongs")
-    header, *lines = table_rows(grid, summaries)
-    markdown = [_markdown(header), _markdown(["---", *["---:"] * (len(header) - 1)])]
-    markdown += [_markdown([f"*{cell}*" for cell in line] if line[0] == "published" else line) for line in lines]
-    markdown += ["", *(f"- {sentence}" for sentence in verdicts(grid, summaries))]
-    text = "\n".join([before + start, *markdown, end]) + after
-    with written_whole(page) as file:
-        file.write(text.encode())
+    return before + mark, end_mark + after
 
 
 def _markdown(cells: list[str]) -> str:

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ConfusionMatrix": "confusion_matrix",
+    "GANCurves": "gan_curves",
+    "GeneratedSamples": "generated_samples",
     "KernelPictures": "kernel_pictures",
+    "LatentInterpolation": "latent_interpolation",
     "LearningCurves": "learning_curves",
+    "OctaveContributions": "octave_contributions",
     "PredictionWriter": "predictions",
+    "RealAndGenerated": "real_and_generated",
+    "SampleWriter": "sample_writer",
     "WandbSummary": "wandb_summary",
     "WorstMistakes": "worst_mistakes",
 }
-__all__ = ["default_callbacks", *_HOMES]
+__all__ = ["default_callbacks", "prediction_callbacks", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,9 +43,32 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     from lightning_modules.callbacks.wandb_summary import WandbSummary
     from lightning_modules.callbacks.worst_mistakes import WorstMistakes
     from lightning_modules.classification import ClassificationTask
+    from lightning_modules.gan import GANTask
 
     rates = LearningRateMonitor(logging_interval="step")
-    callbacks: list[Callback] = [rates, KernelPictures(), LearningCurves(), WandbSummary()]
+    callbacks: list[Callback] = [rates, KernelPictures(), WandbSummary()]
+    if isinstance(task, GANTask):
+        return [*callbacks, *_gan_callbacks()]
+    callbacks.append(LearningCurves())
     if isinstance(task, ClassificationTask):
         callbacks += [ConfusionMatrix(), WorstMistakes()]
     return callbacks
+
+
+def _gan_callbacks() -> list[Callback]:
+    from lightning_modules.callbacks.gan_curves import GANCurves
+    from lightning_modules.callbacks.generated_samples import GeneratedSamples
+    from lightning_modules.callbacks.latent_interpolation import LatentInterpolation
+    from lightning_modules.callbacks.octave_contributions import OctaveContributions
+    from lightning_modules.callbacks.real_and_generated import RealAndGenerated
+
+    return [GeneratedSamples(), GANCurves(), RealAndGenerated(), LatentInterpolation(), OctaveContributions()]
+
+
+def prediction_callbacks(task: BaseTask) -> list[Callback]:
+    """What writes the predictions of `task` to its run folder."""
+    from lightning_modules.callbacks.predictions import PredictionWriter
+    from lightning_modules.callbacks.sample_writer import SampleWriter
+    from lightning_modules.gan import GANTask
+
+    return [SampleWriter() if isinstance(task, GANTask) else PredictionWriter()]

@@ -74,28 +74,34 @@ def draw_curves(curves: dict[str, Curve]) -> Figure:
     for axes, metric in zip(grid, panels, strict=False):
         for stage, colour in _COLOURS.items():
             if f"{stage}/{metric}" in curves:
-                _draw_curve(axes, *curves[f"{stage}/{metric}"], stage, colour)
+                draw_curve(axes, *curves[f"{stage}/{metric}"], stage, colour)
         axes.set_title(metric.replace("_", " "), loc="left", fontweight="bold")
         axes.legend()
     if rates:
-        for (name, (steps, values)), style in zip(rates.items(), cycle(_STYLES), strict=False):
-            grid[-1].plot(steps, values, label=name.rpartition("/")[2], **style)
-        grid[-1].set_title("learning rate", loc="left", fontweight="bold")
-        grid[-1].legend()
+        draw_rates(grid[-1], rates)
     for axes in grid:
         axes.set_xlabel("training step")
     return figure
 
 
-def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, stage: str, colour: str) -> None:
-    if stage == "test" or len(values) == 1:
-        axes.plot(steps[-1:], values[-1:], "D", color=colour, markersize=4, label=f"{stage} {values[-1]:.4g}")
+def draw_rates(axes: Axes, rates: dict[str, Curve]) -> None:
+    """The learning rates of parameter groups, `<optimiser>/<group>`, in one panel."""
+    for (name, (steps, values)), style in zip(rates.items(), cycle(_STYLES), strict=False):
+        axes.plot(steps, values, label=name.rpartition("/")[2], **style)
+    axes.set_title("learning rate", loc="left", fontweight="bold")
+    axes.legend()
+
+
+def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+    """A line; a running mean over it where there are many points; one point alone, or a result of a test, a mark."""
+    if label == "test" or len(values) == 1:
+        axes.plot(steps[-1:], values[-1:], "D", color=colour, markersize=4, label=f"{label} {values[-1]:.4g}")
         return
     if len(values) <= MANY_POINTS:
-        axes.plot(steps, values, color=colour, label=stage)
+        axes.plot(steps, values, color=colour, label=label)
         return
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.5)
-    axes.plot(steps, _running_mean(values, len(values) // 30), color=colour, label=f"{stage} (running mean)")
+    axes.plot(steps, _running_mean(values, len(values) // 30), color=colour, label=f"{label} (running mean)")
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -38,8 +38,8 @@ def describe(network: nn.Module, input_size: Sequence[int], console: Console | N
     dropout) are left out.
 
     Args:
-        network: takes one image tensor.
-        input_size: (N, C, H, W), or (N, C, D, H, W).
+        network: takes one tensor of images or latents.
+        input_size: (N, C, H, W), (N, C, D, H, W), or (N, features).
         console: where to print; the terminal by default.
 
     Raises:
@@ -62,9 +62,8 @@ def _summary(network: nn.Module, analysis: Analysis) -> Table:
     summary.add_row("network", f"{type(network).__name__}, input {_sizes(analysis.input_size)}")
     summary.add_row("parameters", f"{analysis.parameters:,}" + (f" ({frozen:,} frozen)" if frozen else ""))
     summary.add_row("MACs", f"{analysis.macs:,} ({_short(analysis.macs)})")
-    summary.add_row(
-        "receptive field", field if analysis.ended_by == "output" else f"{field} before {analysis.ended_by}"
-    )
+    followed = analysis.receptive_field is not None and analysis.ended_by != "output"
+    summary.add_row("receptive field", f"{field} before {analysis.ended_by}" if followed else field)
     summary.add_row("output stride", _stride(analysis))
     return summary
 

@@ -13,6 +13,7 @@ MEANT_SO = (
     r"You defined a `validation_step` but have no `val_dataloader`",  # val_size: 0
     r"Checkpoint directory .* exists and is not empty",  # a run that is resumed
     r"Be aware that when using `ckpt_path`",  # an evaluation needs fewer callbacks
+    r"Using ModelCheckpoint with manual optimization",  # a step is over when it saves
     r"It is recommended to use `self.log\(.*sync_dist=True",  # metrics are reduced by the task
     r".*isinstance\(treespec, LeafSpec\)",
     r".*was deprecated in v4\.\d+\.\d+ and will be removed in v5",  # jsonargparse, as LightningCLI uses it

@@ -1,24 +1,38 @@
-"""`convsuite reproduce`: run the cells of a grid that are not finished yet, and write its table."""
+"""`convsuite reproduce`: run the cells of a grid that are not finished yet, write its table and draw its figures."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning_modules.commands.config_files import find_config
-from lightning_modules.grid import Cell, Grid, Results, summarise
-from lightning_modules.tables import print_table, write_table
+from lightning_modules.grid import Cell, Grid
+from lightning_modules.grid_results import Curves, Results, summarise
+from lightning_modules.metrics_file import FIRST_COLUMNS, Row, read_metrics
+from lightning_modules.stability import summarise_courses
+from lightning_modules.tables import Table, check_page, print_table, stability_table, value_table, write_table
+from models.names import check_name
 
 
 class CellError(RuntimeError):
     """A cell whose command failed; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a cell: its row of the results, and its epochs, where the grid keeps curves."""
+
+    row: dict[str, Any]
+    epochs: list[Row]
 
 
 def run(arguments: list[str]) -> int:
@@ -28,18 +42,26 @@ def run(arguments: list[str]) -> int:
     if options.jobs < 1:
         parser.error("--jobs must be 1 or more")
     grid = Grid.read(find_config(options.grid))
-    results = Results(Path(options.results or grid.results or f"runs/{grid.name}/results.csv"))
+    page = Path(grid.page) if grid.page and Path(grid.page).is_file() else None
+    if page is not None:
+        check_page(grid.name, page)
+    results, curves = _files(grid, options.results)
     cells = list(grid.cells(options.rows, options.columns, options.seeds))
-    missing = [] if options.table_only else [cell for cell in cells if results.find(cell) is None]
+    missing = [] if options.table_only else [cell for cell in cells if not _is_finished(cell, results, curves)]
     print(f"{grid.title}: {len(cells)} cells chosen, {len(missing)} to run, results in {results.path}", flush=True)
 
-    failures = _run_cells(grid, missing, results, options.jobs)
-    summaries = summarise(grid, results)
-    print_table(grid, summaries)
-    if grid.page and Path(grid.page).is_file():
-        write_table(grid, summaries, Path(grid.page))
-        print(f"The table stands in {grid.page}.")
-    print(f"Runs, with their pictures in media/: runs/{grid.name}/")
+    failures = _run_cells(grid, missing, results, curves, options.jobs)
+    table = _table(grid, results, curves)
+    print_table(grid.title, table)
+    if page is not None:
+        write_table(grid.name, table, page)
+        print(f"The table stands in {page}.")
+    if grid.figures:
+        from lightning_modules.figures import draw_figures
+
+        for line in draw_figures(grid, results, curves):
+            print(line)
+    print(f"Runs, with their pictures in media/: {grid.folder}/")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -50,49 +72,94 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("grid", help="a grid file, or its name among the packaged configs (grids/gaussian_table1.yaml)")
     parser.add_argument("--rows", nargs="+", help="rows to run; all by default")
     parser.add_argument("--columns", nargs="+", help="columns to run; all by default")
-    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to run, in place of those that the rows name")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to run, in place of those that the grid names")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, sharing the processor's cores")
     parser.add_argument("--results", help="the CSV file of finished cells, in place of the grid's")
-    parser.add_argument("--table-only", action="store_true", help="run nothing, write the table of what is finished")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, show what is finished")
     return parser
 
 
-def _run_cells(grid: Grid, cells: list[Cell], results: Results, jobs: int) -> list[CellError]:
+def _files(grid: Grid, named: str | None) -> tuple[Results, Curves | None]:
+    """The finished cells. The curves of results that are named on the command line lie beside them."""
+    results = Path(named or grid.results or grid.folder / "results.csv")
+    if grid.curves is None:
+        return Results(results), None
+    curves = (
+        results.with_name(f"{results.stem}_curves.csv") if named else grid.curves.file or grid.folder / "curves.csv"
+    )
+    return Results(results), Curves(Path(curves), grid.curves.metrics)
+
+
+def _is_finished(cell: Cell, results: Results, curves: Curves | None) -> bool:
+    return results.find(cell) is not None and (curves is None or curves.has(cell))
+
+
+def _table(grid: Grid, results: Results, curves: Curves | None) -> Table:
+    if curves is None:
+        return value_table(grid, summarise(grid, results))
+    return stability_table(grid, summarise_courses(grid, results, curves))
+
+
+def _run_cells(grid: Grid, cells: list[Cell], results: Results, curves: Curves | None, jobs: int) -> list[CellError]:
+    """Run the cells, the first seed of each before any second one, so that a grid cut short is even."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failures = []
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_run_cell, grid, cell, threads) for cell in cells]
+        order = sorted(cells, key=lambda cell: cell.seed)
+        futures = {pool.submit(_run_cell, grid, cell, threads): cell for cell in order}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
+                cell = futures[future]
                 try:
-                    row = future.result()
+                    outcome = future.result()
                 except CellError as failure:
                     failures.append(failure)
                     continue
-                results.add(row)
-                name = f"{row['row']}-{row['column']}-seed{row['seed']}"
-                print(
-                    f"[{done}/{len(cells)}] {name}: {100 * float(row['value']):.2f} in {row['minutes']} min", flush=True
-                )
+                if curves is not None:  # first: a cell is finished once it has its row of the results
+                    curves.add(cell, outcome.epochs)
+                results.add(outcome.row)
+                shown = f"{grid.scale * float(outcome.row['value']):.{grid.digits + 1}f}"
+                print(f"[{done}/{len(cells)}] {cell.name}: {shown} in {outcome.row['minutes']} min", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return failures
 
 
-def _run_cell(grid: Grid, cell: Cell, threads: int) -> dict[str, Any]:
-    """Train and test one cell in a process of its own. An interrupted cell goes on where its run folder stands."""
-    folder = Path("runs") / grid.name / f"{cell.name}-{cell.settings}"
-    log = folder.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lightning_modules.cli", "fit_test", *cell.arguments()]
+def _run_cell(grid: Grid, cell: Cell, threads: int) -> Outcome:
+    """Train one cell in a process of its own. An interrupted cell goes on where its run folder stands."""
+    folder = grid.run_folder(cell)
+    path = folder.with_suffix(".log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "lightning_modules.cli", grid.command, *cell.arguments()]
     command += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with log.open("w") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    with path.open("a") as log:
+        _claim(log, cell)
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
-        raise CellError(f"{cell.name} ended with exit code {code}; see {log}")
-    return {**_read_run(folder, grid.metric), **_describe(cell)}
+        raise CellError(f"{cell.name} ended with exit code {code}; see {path}")
+    try:
+        metrics = read_metrics(folder / "metrics.csv")
+        epochs = [] if grid.curves is None else _epochs(metrics, grid.curves.metrics)
+        return Outcome({**_read_run(folder, grid.metric, metrics), **_describe(cell)}, epochs)
+    except Exception as error:  # one cell's results are not worth those of the others
+        raise CellError(f"{cell.name} ran, but {folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _claim(log: IO[str], cell: Cell) -> None:
+    """Keep the log locked as long as the run writes to it: two processes in one run folder would spoil it.
+
+    The run inherits the lock, so that it holds even where this process is killed and the run goes on.
+    """
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CellError(f"{cell.name} is being run by another process, which writes {log.name}") from error
 
 
 def _describe(cell: Cell) -> dict[str, Any]:
@@ -106,16 +173,29 @@ def _describe(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _read_run(folder: Path, metric: str) -> dict[str, Any]:
+def _epochs(metrics: list[Row], wanted: Iterable[str]) -> list[Row]:
+    """One row for each epoch, counted from 1, with the last value that each of the `wanted` metrics has in it."""
+    epochs: dict[int, Row] = {}
+    for row in metrics:
+        measured = {name: f"{float(row[name]):.6g}" for name in wanted if row.get(name)}
+        if measured:
+            epochs.setdefault(int(row["epoch"]) + 1, {}).update(measured)
+    return [{"epoch": str(epoch), **values} for epoch, values in sorted(epochs.items())]
+
+
+def _read_run(folder: Path, metric: str, metrics: list[Row]) -> dict[str, Any]:
     """What a finished run says of itself: the metric, the steps, the parameters, and what it ran with."""
     from lightning_modules.runs import load_run
 
-    with (folder / "metrics.csv").open(newline="") as file:
-        last = [row for row in csv.DictReader(file) if row.get(metric)][-1]
+    measured = [row for row in metrics if row.get(metric)]
+    if not any(math.isfinite(float(row[metric])) for row in measured):
+        check_name("metric", metric, {name for row in metrics for name in row} - set(FIRST_COLUMNS))
+        raise ValueError(f"{metric} has no finite value in metrics.csv")
+    last = measured[-1]
     sessions = json.loads((folder / "environment.json").read_text())["sessions"]
     session = sessions[-1]
     return {
-        "value": f"{float(last[metric]):.4f}",
+        "value": f"{float(last[metric]):.6g}",
         "steps": int(last["step"]) + 1,
         "minutes": f"{sum(s['minutes'] for s in sessions if s['stage'] == 'fit'):.1f}",
         "parameters": sum(parameter.numel() for parameter in load_run(folder).parameters()),

@@ -25,11 +25,10 @@ import datamodules
 import lightning_modules
 from datamodules import BaseDataModule
 from lightning_modules.base import BaseTask
-from lightning_modules.callbacks import default_callbacks
+from lightning_modules.callbacks import default_callbacks, prediction_callbacks
 from lightning_modules.callbacks.checkpoints import with_checkpoints
 from lightning_modules.callbacks.exact_resume import ExactResume
 from lightning_modules.callbacks.graceful_stop import GracefulStop, Stopped
-from lightning_modules.callbacks.predictions import PredictionWriter
 from lightning_modules.callbacks.progress import ProgressLines
 from lightning_modules.callbacks.results import Results, show_results
 from lightning_modules.callbacks.run_folder import RunFolder
@@ -40,10 +39,11 @@ from lightning_modules.commands.parser import CommandParser, own_error
 from lightning_modules.commands.quiet import quiet
 from lightning_modules.loggers import MetricsCSVLogger, finished_wandb, place_loggers
 from lightning_modules.runs import Config, MissingRunError, Run, run_id
+from lightning_modules.sync_batch_norm import SyncBatchNormPlugin
 
 EVALUATIONS = ("validate", "test", "predict")
-# What a task takes from its data.
-LINKED = ("num_classes", "in_channels")
+# What a task takes from its data, where it has an argument of that name.
+LINKED = ("num_classes", "in_channels", "image_size")
 
 
 def run(command: str, args: list[str]) -> int:
@@ -145,7 +145,7 @@ class ConvsuiteCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a value for what comes from the data: it would count for nothing."""
         parameters = inspect.signature(type(self.model)).parameters
-        for name in LINKED:
+        for name in set(LINKED) & set(parameters):
             given, from_data = self.config.model.init_args.get(name), getattr(self.datamodule, name)
             if given is not None and given not in (parameters[name].default, from_data):
                 data = type(self.datamodule).__name__
@@ -158,6 +158,8 @@ class ConvsuiteCLI(LightningCLI):
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
+        if given.sync_batchnorm:
+            plugins.append(SyncBatchNormPlugin())
         loggers = [] if isinstance(given.logger, bool) else _as_list(given.logger)
         return super().instantiate_trainer(
             callbacks=self._callbacks(_as_list(given.callbacks)),
@@ -198,7 +200,8 @@ class ConvsuiteCLI(LightningCLI):
 
         size = self.datamodule.image_size
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        describe(self.model.network, (1, self.datamodule.in_channels, *sides))
+        for network, input_size in self.model.networks((1, self.datamodule.in_channels, *sides)):
+            describe(network, input_size)
 
     def _find_trained(self) -> tuple[Run, str | None]:
         """The run folder of these settings, and where training starts: its last checkpoint, if it has one."""
@@ -236,8 +239,8 @@ class ConvsuiteCLI(LightningCLI):
         if self.config_init.trainer.enable_progress_bar is not False and not _has(given, ProgressBar):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         callbacks += [callback for callback in default_callbacks(self.model) if not _has(given, type(callback))]
-        if self.command == "predict" and not _has(given, PredictionWriter):
-            callbacks.append(PredictionWriter())
+        if self.command == "predict":
+            callbacks += [callback for callback in prediction_callbacks(self.model) if not _has(given, type(callback))]
         callbacks.append(Results())
         if self.config_init.trainer.enable_checkpointing is False:
             return callbacks

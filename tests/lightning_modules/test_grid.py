@@ -1,4 +1,4 @@
-"""Grids: their cells, the results file, the table, and what `convsuite reproduce` skips."""
+"""The definition of a grid: its cells, and what is wrong with a file that is none."""
 
 from __future__ import annotations
 
@@ -6,48 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.commands import reproduce
-from lightning_modules.grid import COLUMNS, Grid, Results, summarise
-from lightning_modules.tables import table_rows, verdicts, write_table
+from lightning_modules.grid import Grid
+from tests.helpers.grids import CURVES, VALUES, write_grid
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GRID = """
-title: A table
-config: base.yaml
-metric: test/accuracy
-rows:
-  100: {label: few, overrides: {data.train_size: 100}, seeds: [0, 1]}
-  1000: {label: many, overrides: {data.train_size: 1000}}
-columns:
-  plain: {label: Plain}
-  wide: {label: Wide, config: wide.yaml}
-published:
-  100: {plain: 70.0, wide: 90.0}
-orders:
-  - [plain, wide]
-"""
 
 
 @pytest.fixture
 def grid(tmp_path) -> Grid:
-    (tmp_path / "configs/grids").mkdir(parents=True)
-    (tmp_path / "configs/base.yaml").write_text("trainer: {max_epochs: 2}\n")
-    (tmp_path / "configs/wide.yaml").write_text("model: {init_args: {conv: standard}}\n")
-    path = tmp_path / "configs/grids/table.yaml"
-    path.write_text(GRID)
-    return Grid.read(path)
-
-
-def row(cell, value: float) -> dict[str, object]:
-    return {
-        **dict.fromkeys(COLUMNS, "x"),
-        "row": cell.row,
-        "column": cell.column,
-        "seed": cell.seed,
-        "settings": cell.settings,
-        "value": value,
-        "parameters": 1234,
-    }
+    return write_grid(tmp_path, VALUES)
 
 
 def test_cells_and_their_arguments(grid):
@@ -65,6 +32,13 @@ def test_cells_and_their_arguments(grid):
     assert cell.arguments() == ["--config", base, "--config", wide, "--seed_everything=7", "--data.train_size=100"]
 
 
+def test_a_cell_may_have_seeds_of_its_own(tmp_path):
+    grid = write_grid(tmp_path, CURVES)
+    names = [cell.name for cell in grid.cells()]
+    assert names == ["one-plain-seed0", "one-wide-seed0", "one-wide-seed1", "two-plain-seed0", "two-wide-seed0"]
+    assert [cell.name for cell in grid.cells(["one"], seeds=[3])] == ["one-plain-seed3", "one-wide-seed3"]
+
+
 def test_settings_follow_content_not_comments(grid):
     (cell,) = grid.cells(["100"], ["plain"], [0])
     before = cell.settings
@@ -74,92 +48,67 @@ def test_settings_follow_content_not_comments(grid):
     assert cell.settings != before
 
 
-def test_finished_cells_are_found_until_their_settings_change(grid, tmp_path):
-    results = Results(tmp_path / "out/results.csv")
-    first, second, *_ = grid.cells()
-    results.add(row(first, 0.5))
-    results.add(row(second, 0.9))
-    again = Results(tmp_path / "out/results.csv")
-    assert again.find(first)["value"] == "0.5"
-    first.configs[0].write_text("trainer: {max_epochs: 3}\n")
-    assert again.find(first) is None
-    again.add(row(first, 0.6))
-    assert len(again.rows) == 2
-    assert again.find(first)["value"] == "0.6"
-
-
-def test_table_shows_mean_spread_published_and_what_fell_below(grid, tmp_path):
-    results = Results(tmp_path / "results.csv")
-    values = {"100-plain-seed0": 0.70, "100-plain-seed1": 0.72, "100-wide-seed0": 0.8, "1000-plain-seed0": 0.9}
-    for cell in grid.cells():
-        if cell.name in values:
-            results.add(row(cell, values[cell.name]))
-    lines = table_rows(grid, summarise(grid, results))
-    assert lines == [
-        ["", "Plain", "Wide"],
-        ["parameters", "1,234", "1,234"],
-        ["few", "71.0 ± 1.4 (2 seeds)", "80.0 (1 seed) ▼"],
-        ["published", "70.0", "90.0"],
-        ["many, 1 seed", "90.0", "–"],
-    ]
-    assert verdicts(grid, summarise(grid, results)) == ["few: Plain < Wide holds."]
-
-
-def test_page_keeps_what_surrounds_the_table(grid, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- table: table -->\nold\n<!-- end table -->\nafter\n")
-    write_table(grid, {}, page)
-    write_table(grid, {}, page)
-    text = page.read_text()
-    assert text.startswith("before\n<!-- table: table -->\n|  | Plain | Wide |\n")
-    assert text.endswith("<!-- end table -->\nafter\n")
-    assert "old" not in text
-    page.write_text("nothing here\n")
-    with pytest.raises(ValueError, match="has no place for the table"):
-        write_table(grid, {}, page)
+def test_settings_of_finished_experiments_stay_what_they_are(grid):
+    assert [cell.settings for cell in grid.cells(["100"], seeds=[0])] == ["cdff7066cf", "c79634540e"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("metric:", "metrik:", "Did you mean 'metric'"),
-        ("overrides: {data", "overides: {data", "Did you mean 'overrides'"),
-        ("title: A table\n", "", "title"),
+        ("overrides: {data", "overides: {data", r"unknown key of rows.100: 'overides'. Did you mean 'overrides'"),
+        ("title: A table\n", "", "the grid lacks 'title'"),
+        ("{label: Plain}", "{}", "columns.plain lacks 'label'"),
+        ("{label: Plain}", "Plain", "columns.plain must be keys with values, got 'Plain'"),
+        ("{label: Plain}", "{label: Plain, seeds: [1]}", "columns.plain has seeds"),
+        ("title:", "command: train\ntitle:", "unknown command 'train'"),
+        ("title:", "better: less\ntitle:", "unknown value of better: 'less'"),
+        ("title:", "scale: 0\ntitle:", "scale must be above 0, got 0"),
+        ("title:", "scale: percent\ntitle:", "scale must be a number, got 'percent'"),
+        ("title:", "digits: 1.5\ntitle:", "digits must be 0 or more, got 1.5"),
+        ("title:", "path: here\ntitle:", "unknown key of the grid: 'path'"),
+        ("title:", "seeds: {10: {plain: [0]}}\ntitle:", "unknown row in seeds: '10'. Did you mean '100'"),
+        ("title:", "figures: {curve: {kind: curves}}\ntitle:", "figures.curve shows curves, but the grid has no key"),
+        ("wide: 90.0", "wid: 90.0", "unknown column in published.100: 'wid'. Did you mean 'wide'"),
+        ("wide: 90.0", "wide: high", "published.100.wide must be a number, got 'high'"),
+        ("seeds: [0, 1]", "seeds: 3", "rows.100.seeds must be a list of whole numbers, got 3"),
+        ("[plain, wide]", "[plane, wide]", "unknown column in orders: 'plane'"),
+        ("rows:", "rows: [", "while parsing"),
     ],
 )
 def test_a_wrong_grid_names_the_file_and_the_key(grid, old, new, message):
-    grid.path.write_text(GRID.replace(old, new, 1))
+    grid.path.write_text(VALUES.replace(old, new, 1))
     with pytest.raises(ValueError, match=f"table.yaml is not a grid: .*{message}"):
         Grid.read(grid.path)
 
 
-def test_unknown_rows_columns_and_grids(grid):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("val/fid: {label: FID, log: true}", "val/kid: {label: KID}", "curves.metrics lacks 'val/fid', the metric"),
+        ("log: true", "logarithmic: true", "unknown key of curves.metrics.val/fid: 'logarithmic'"),
+        ("kind: curves}", "kind: curve}", "unknown kind of figures.curves: 'curve'. Did you mean 'curves'"),
+        ("kind: curves}", "rows: [one]}", "figures.curves lacks 'kind'"),
+        ("kind: curves}", "kind: curves, epochs: [1]}", "unknown key of figures.curves: 'epochs'"),
+        ("[1, last], crop", "[0, last], crop", "figures.samples.epochs are numbers from 1, or 'last', not 0"),
+        ("crop: 2", "crop: 0", "figures.samples.crop must be 1 or more, got 0"),
+        ("columns: [plain], epochs", "columns: [plane], epochs", "unknown column in figures.samples: 'plane'"),
+        ("metrics: [val/fid, val/coverage]", "metrics: [val/kid]", "unknown metric in figures.both: 'val/kid'"),
+    ],
+)
+def test_wrong_curves_and_figures(tmp_path, old, new, message):
+    grid = write_grid(tmp_path, CURVES)
+    assert old in CURVES
+    grid.path.write_text(CURVES.replace(old, new, 1))
+    with pytest.raises(ValueError, match=f"table.yaml is not a grid: .*{message}"):
+        Grid.read(grid.path)
+
+
+def test_unknown_rows_and_columns(grid):
     with pytest.raises(ValueError, match="Did you mean 'wide'"):
         list(grid.cells(columns=["wid"]))
     with pytest.raises(ValueError, match="unknown row '10'"):
         list(grid.cells(rows=["10"]))
-    with pytest.raises(ValueError, match="there is no config file 'nothing'"):
-        reproduce.run(["nothing"])
-
-
-def test_reproduce_runs_what_is_missing_and_skips_the_rest(grid, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    ran = []
-
-    def run_cell(grid, cell, threads):
-        if cell.column == "wide" and cell.seed == 1:
-            raise reproduce.CellError("broken")
-        ran.append(cell.name)
-        return {**row(cell, 0.8), "minutes": "0.1"}
-
-    monkeypatch.setattr(reproduce, "_run_cell", run_cell)
-    assert reproduce.run([str(grid.path), "--rows", "100"]) == 1
-    assert ran == ["100-plain-seed0", "100-wide-seed0", "100-plain-seed1"]
-    assert "broken" in capsys.readouterr().err
-    assert reproduce.run([str(grid.path), "--rows", "100", "--columns", "plain"]) == 0
-    assert len(ran) == 3
-    assert reproduce.run([str(grid.path), "--table-only"]) == 0
-    assert len(ran) == 3
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "grids").glob("*.yaml")), ids=lambda path: path.stem)

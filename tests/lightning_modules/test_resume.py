@@ -19,7 +19,7 @@ from lightning_modules.commands import training
 from lightning_modules.files import read_checkpoint
 from lightning_modules.metrics_file import MetricsFile, read_metrics
 from lightning_modules.runs import Run
-from tests.helpers.commands import STEPS_AN_EPOCH, save_every, tiny
+from tests.helpers.commands import STEPS_AN_EPOCH, save_every, tiny, tiny_gan
 
 PLATEAU = [
     "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
@@ -43,6 +43,14 @@ SETTINGS = {
         "--trainer.callbacks.patience=1",
         "--trainer.callbacks.min_delta=9",
     ],
+}
+# Those of GANs: counters, moving averages, betas and the metrics' best must come back as well.
+GANS = {
+    "gan": save_every(1),
+    "gan, critic steps over epochs": ["--model.n_critic=4", "--model.loss=wgan", *save_every(1)],
+    "gan, moving average and betas": ["--model.ema_decay=0.9", "--model.beta_schedule=ramp", *save_every(2)],
+    "gan, partial batches": ["--data.train_size=21", "--model.reuse_fakes=true", *save_every(2)],
+    "gan, metrics": ["--model.extractor=contrastive", "--model.num_generated=20", "--trainer.max_epochs=3"],
 }
 
 
@@ -81,9 +89,13 @@ def kill(monkeypatch):
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("name", SETTINGS)
-def test_killed_anywhere_it_goes_on_as_if_nothing_had_been(tmp_path, kill, name):
+@pytest.mark.parametrize("name", [*SETTINGS, *GANS])
+def test_killed_anywhere_it_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch, kill, name):
+    monkeypatch.setenv("CONVSUITE_CACHE", str(tmp_path / "cache"))
+
     def command(folder):
+        if name in GANS:
+            return ["fit", *tiny_gan(tmp_path / folder, *GANS[name])]
         return ["fit", *tiny(tmp_path / folder, *SETTINGS[name])]
 
     writes = kill(command("whole"))

@@ -1,0 +1,42 @@
+"""Grids of images under titles, pixel for pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARGIN, _BETWEEN, _TITLE, _NAMES = 12, 28, 36, 84  # pixels
+
+
+def draw_panels(panels: Mapping[str, np.ndarray], row_names: Sequence[str] = ()) -> Figure:
+    """Images uint8 (H, W, 3) side by side, each under its title; a pixel of an image is a pixel of the figure.
+
+    Args:
+        panels: Titles to images.
+        row_names: Names of the rows, of equal height, of which every panel consists; written on the left.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    left = _MARGIN + (_NAMES if row_names else 0)
+    height = _TITLE + max(len(image) for image in panels.values()) + _MARGIN
+    width = left + sum(image.shape[1] + _BETWEEN for image in panels.values()) - _BETWEEN + _MARGIN
+    dpi = matplotlib.rcParams["figure.dpi"]
+    figure = Figure(figsize=(width / dpi, height / dpi), layout="none")
+    for title, image in panels.items():
+        rows, columns = image.shape[:2]
+        bottom = height - _TITLE - rows
+        axes = figure.add_axes((left / width, bottom / height, columns / width, rows / height))
+        axes.imshow(image, interpolation="none", aspect="auto")
+        axes.set_axis_off()
+        axes.set_title(title, loc="left", fontweight="bold", pad=4)
+        left += columns + _BETWEEN
+    for place, name in enumerate(row_names):
+        middle = _TITLE + (place + 0.5) * (height - _TITLE - _MARGIN) / len(row_names)
+        figure.text(_MARGIN / width, 1 - middle / height, name, va="center", fontsize="medium")
+    return figure

@@ -1,0 +1,104 @@
+"""Tables of values and of stability, in the terminal and in a page."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_modules.grid_results import Curves, Results, summarise
+from lightning_modules.stability import summarise_courses
+from lightning_modules.tables import print_table, stability_table, value_table, write_table
+from tests.helpers.grids import CURVES, VALUES, finish, result_row, write_grid
+
+FOUND = {"100-plain-seed0": 0.70, "100-plain-seed1": 0.72, "100-wide-seed0": 0.8, "1000-plain-seed0": 0.9}
+
+
+def values(grid, folder):
+    results = Results(folder / "results.csv")
+    for cell in grid.cells():
+        if cell.name in FOUND:
+            results.add(result_row(cell, FOUND[cell.name]))
+    return value_table(grid, summarise(grid, results))
+
+
+def test_values_show_mean_spread_published_and_what_fell_below(tmp_path):
+    table = values(write_grid(tmp_path, VALUES), tmp_path)
+    assert [table.header, *table.lines] == [
+        ["", "Plain", "Wide"],
+        ["parameters", "1,234", "1,234"],
+        ["few", "71.0 ± 1.4 (2 seeds)", "80.0 (1 seed) ▼"],
+        ["published", "70.0", "90.0"],
+        ["many, 1 seed", "90.0", "–"],
+    ]
+    assert table.sentences == ["few: Plain < Wide holds."]
+
+
+def test_plain_numbers_of_which_low_ones_are_good(tmp_path):
+    grid = write_grid(tmp_path, VALUES + "scale: 1\ndigits: 3\nbetter: lower\n")
+    grid.published["100"].update(plain=0.5, wide=0.9)
+    table = values(grid, tmp_path)
+    assert table.lines[1:3] == [
+        ["few", "0.710 ± 0.014 (2 seeds) ▲", "0.800 (1 seed)"],
+        ["published", "0.5", "0.9"],
+    ]
+
+
+def curves_table(grid, folder):
+    results, curves = Results(folder / "results.csv"), Curves(folder / "curves.csv", grid.curves.metrics)
+    plain, wide, again, *_ = grid.cells()
+    finish(plain, results, curves, [9.0, 4.0, 6.0], coverage=[0.1, 0.2, 0.25])
+    finish(wide, results, curves, [9.0, 5.0, 4.0], coverage=[0.1, 0.2, 0.5])
+    finish(again, results, curves, [9.0, 2.0, 3.0], coverage=[0.1, 0.2, 0.6])
+    return stability_table(grid, summarise_courses(grid, results, curves))
+
+
+def test_stability_over_the_seeds(tmp_path):
+    table = curves_table(write_grid(tmp_path, CURVES), tmp_path)
+    assert table.labels == 2
+    assert [table.header, *table.lines] == [
+        ["", "", "seeds", "best FID", "after epoch", "last FID", "rise", "rise (%)", "last coverage"],
+        ["One", "Plain", "1", "4.0", "2", "6.0", "2.0", "50", "0.250"],
+        ["One", "Wide", "2", "3.0 ± 1.4", "3, 2", "3.5 ± 0.7", "0.5 ± 0.7", "25 ± 35", "0.550 ± 0.071"],
+        ["Two", "Plain", "0", "–", "–", "–", "–", "–", "–"],
+        ["Two", "Wide", "0", "–", "–", "–", "–", "–", "–"],
+    ]
+    # Over the seed that both have: 4 and 4, 4 and 6, 0 and 2.
+    assert table.sentences == ["One, Wide < Plain, 1 seed: best FID no, last FID yes, rise yes."]
+
+
+def test_of_a_metric_that_is_to_be_high_the_fall_is_shown(tmp_path):
+    table = curves_table(write_grid(tmp_path, CURVES.replace("better: lower", "better: higher")), tmp_path)
+    assert table.header[6] == "fall"
+    assert table.lines[0][3:8] == ["9.0", "1", "6.0", "3.0", "33"]
+    assert table.sentences == ["One, Wide < Plain, 1 seed: best FID no, last FID yes."]
+
+
+def test_a_log_shows_everything_in_whole_lines(tmp_path, capsys):
+    print_table("Curves", curves_table(write_grid(tmp_path, CURVES), tmp_path))
+    shown = capsys.readouterr().out
+    assert "│ Wide  │     2 │ 3.0 ± 1.4 │" in shown
+    assert "rise yes." in shown
+
+
+def test_page_keeps_what_surrounds_the_table(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: table -->\nold\n<!-- end table -->\nafter\n")
+    table = values(write_grid(tmp_path, VALUES), tmp_path)
+    write_table("table", table, page)
+    write_table("table", table, page)
+    assert page.read_text().splitlines() == [
+        "before",
+        "<!-- table: table -->",
+        "|  | Plain | Wide |",
+        "| --- | ---: | ---: |",
+        "| parameters | 1,234 | 1,234 |",
+        "| few | 71.0 ± 1.4 (2 seeds) | 80.0 (1 seed) ▼ |",
+        "| *published* | *70.0* | *90.0* |",
+        "| many, 1 seed | 90.0 | – |",
+        "",
+        "- few: Plain < Wide holds.",
+        "<!-- end table -->",
+        "after",
+    ]
+    page.write_text("nothing here\n")
+    with pytest.raises(ValueError, match="has no place for the table"):
+        write_table("table", table, page)
