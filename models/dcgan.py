@@ -93,6 +93,9 @@ class DCGANGenerator(_DCGAN):
         init: "as_published", every layer's own (the published code means to draw its weights and does not), or
             "as_described", N(0, 0.02) for weights, N(1, 0.02) for the gains of batch norm and 0 for its shifts.
 
+    Attributes:
+        latent_dim: What it takes, (N, latent_dim).
+
     Raises:
         ValueError: An image size that is not 4 * 2^n, a size below 1, "as_described" with structured filters.
     """
@@ -110,6 +113,7 @@ class DCGANGenerator(_DCGAN):
         super().__init__(init, latent_dim=latent_dim, in_channels=in_channels, base_width=base_width)
         widths = [base_width * 2**i for i in reversed(range(count_doublings(image_size)))]
         units = widths[0] * SMALLEST_MAP**2
+        self.latent_dim = latent_dim
         self.stem = nn.Sequential(nn.Linear(latent_dim, units, bias=False), nn.BatchNorm1d(units), nn.ReLU())
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
@@ -140,6 +144,10 @@ class DCGANDiscriminator(_DCGAN):
         in_channels: Channels of the images, as the data has them.
         base_width: Maps after the first convolution.
         init: As for `DCGANGenerator`.
+
+    Attributes:
+        image_shape: What it takes, (in_channels, image_size, image_size) behind the batch.
+        num_features: Channels of its last feature map.
 
     Raises:
         ValueError: As for `DCGANGenerator`; at a call, images of another size.

@@ -12,7 +12,15 @@ from models.names import UnknownNameError, check_name, option_names
 from models.replace import replace_convs
 from models.timm_models import TIMM_PREFIX, create_timm_model
 
-__all__ = ["UnknownNameError", "check_name", "create_model", "list_models", "model_builder", "register_model"]
+__all__ = [
+    "UnknownNameError",
+    "check_name",
+    "create_model",
+    "list_models",
+    "model_builder",
+    "network_options",
+    "register_model",
+]
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -44,6 +52,12 @@ def model_builder(name: str) -> Callable[..., nn.Module]:
     return _BUILDERS[name]
 
 
+def network_options(name: str) -> set[str]:
+    """Names of the options of the network `name`; of timm's those that all of them have."""
+    builder = create_timm_model if name.startswith(TIMM_PREFIX) else model_builder(name)
+    return option_names(builder, besides=["conv", "name", "options"])
+
+
 def create_model(
     name: str, conv: ConvSpec = "standard", *, conv_layers: str | Sequence[str] | None = None, **options: Any
 ) -> nn.Module:
@@ -67,9 +81,8 @@ def create_model(
         return replace_convs(network, variant, "*" if conv_layers is None else conv_layers)
 
     builder = model_builder(name)
-    valid = option_names(builder, besides=["conv"])
     for option in options:
-        check_name(f"option of model {name!r}", option, valid)
+        check_name(f"option of model {name!r}", option, network_options(name))
     if conv_layers is None:
         return builder(conv=variant, **options)
     network = replace_convs(builder(conv=build_variant("standard"), **options), variant, conv_layers)

@@ -87,6 +87,27 @@ def test_says_what_a_layer_became(conv, expected):
     assert rows["receptive field"][0].endswith("before mean")
 
 
+def test_both_members_of_octave_maps_are_shown():
+    network = create_model("fashion_cnn", conv="octave", in_channels=1, widths=[8, 8, 8, 8], norm="batch")
+    rows = rows_of(described(network, (1, 1, 28, 28)))
+    assert rows["conv1"] == [
+        "OctaveConv2d (kernel_size=3, alpha_in=0.0, alpha_out=0.5)",
+        "4×28×28 + 4×14×14",
+        "72",
+        f"{9 * 4 * (28**2 + 14**2):,}",
+        "6×6",
+    ]
+    assert rows["norm1.low"][:2] == ["BatchNorm2d", "4×14×14"]
+    assert rows["conv4"][1] == "8×3×3"
+
+
+def test_a_network_of_latents():
+    network = create_model("dcgan_generator", conv="octave", image_size=16, base_width=4)
+    rows = rows_of(described(network, (1, 100)))
+    assert rows["network"] == ["DCGANGenerator, input 1×100"]
+    assert rows["receptive field"] == rows["output stride"] == ["-"]
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [

@@ -300,10 +300,20 @@ def test_wrong_channels():
         analyse(nn.Conv2d(3, 1, 3), (1, 1, 8, 8))
 
 
-@pytest.mark.parametrize("input_size", [(3, 224, 224), (224, 224), 224, (1, 3, 0, 8), (1, 3, 8.0, 8), (1,) * 6])
+@pytest.mark.parametrize("input_size", [(3, 224, 224), (224,), 224, (1, 3, 0, 8), (1, 3, 8.0, 8), (1,) * 6])
 def test_no_input_size(input_size):
     with pytest.raises(ValueError, match=r"input_size must be \(batch, channels, height, width\)"):
         analyse(nn.Conv2d(3, 1, 3), input_size)
+
+
+def test_latents_have_no_receptive_field():
+    network = nn.Sequential(nn.Linear(5, 16), nn.Unflatten(1, (4, 2, 2)), nn.ConvTranspose2d(4, 3, 2, 2))
+    analysis = analyse(network, (7, 5))
+    assert analysis.macs == 7 * (5 * 16 + 4 * 3 * 4 * 4)
+    assert (analysis.receptive_field, analysis.output_stride) == (None, None)
+    assert [layer.output_shapes for layer in analysis.layers][-1] == ((7, 3, 4, 4),)
+    with pytest.raises(ValueError, match=r"Sequential cannot take input_size \(7, 6\)"):
+        analyse(network, (7, 6))
 
 
 def test_latency():

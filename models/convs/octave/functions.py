@@ -25,6 +25,8 @@ _ONE_BY_ONE = """
 def _one_by_one(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> OctavePair:
     """Activations, dropout, arithmetic: each member for itself; what stands beside the pair is brought to its form."""
     like = next(value for value in (*args, *kwargs.values()) if isinstance(value, OctavePair))
+    if isinstance(args[0], Tensor) and func.__name__.endswith("_"):  # `tensor += pair` makes a pair, not a tensor
+        func = getattr(Tensor, func.__name__.strip("_"))
 
     def act(side: int) -> Tensor | None:
         if like[side] is None:
@@ -70,16 +72,23 @@ def _cat(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int = 0) -> O
         raise TypeError(f"octave pairs can be joined along their batch or their channels, not along dimension {dim}")
     if not all(isinstance(joined, OctavePair) for joined in tensors):
         return func([x.to_tensor() if isinstance(x, OctavePair) else x for x in tensors], dim)
+    if dim % 4 == 0 and len({x.channels for x in tensors}) > 1:
+        raise ValueError(f"pairs of one batch must have the same channels (high, low), got {[*tensors]}")
     high, low = ([member for member in members if member is not None] for members in zip(*tensors, strict=True))
     return OctavePair(func(high, dim) if high else None, func(low, dim) if low else None, tensors[0].full_size)
 
 
 @rule("interpolate")
 def _interpolate(
-    func: Callable[..., Tensor], x: OctavePair, size: Any = None, scale_factor: Any = None, **options: Any
+    func: Callable[..., Tensor],
+    x: OctavePair,
+    size: Any = None,
+    scale_factor: Any = None,
+    *args: Any,
+    **kwargs: Any,
 ) -> OctavePair:
     """Each member by the same factor; the low one ends on half the new size, rounded up."""
-    high = None if x.high is None else func(x.high, size, scale_factor, **options)
+    high = None if x.high is None else func(x.high, size, scale_factor, *args, **kwargs)
     if high is not None:
         full = (high.shape[2], high.shape[3])
     elif size is not None:
@@ -91,10 +100,10 @@ def _interpolate(
         return OctavePair(high, None)
     half = half_size(full)
     if scale_factor is not None:
-        low = func(x.low, None, scale_factor, **options)
+        low = func(x.low, None, scale_factor, *args, **kwargs)
         if low.shape[2] >= half[0] and low.shape[3] >= half[1]:  # beyond an odd border by one
             return OctavePair(high, _cropped(low, half), full)
-    return OctavePair(high, func(x.low, half, None, **options), full)
+    return OctavePair(high, func(x.low, half, None, *args, **kwargs), full)
 
 
 _POOLING_OPTIONS = {

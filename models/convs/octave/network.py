@@ -30,6 +30,11 @@ def put_octaves_into(network: nn.Module, convs: Mapping[str, nn.Conv2d], variant
     convolution gives a tensor. Convolutions whose output is a single pixel stay plain: dense layers in disguise, such
     as the gates of squeeze-and-excitation.
 
+    Of timm's families, VGG, ResNet with its kin (ResNeXt, SE-ResNet, Wide ResNet, ResNet-D, RegNet), DenseNet,
+    DarkNet, Xception, RepVGG, MobileNet v1 to v3, MNASNet and EfficientNet are known to work. Those do not that
+    normalise over channels or attend (ConvNeXt, EdgeNeXt, LeViT), split channels inside a block (Res2Net, GhostNet,
+    MixNet, CSPNet) or shrink maps by unpadded windows (Inception).
+
     Raises:
         ValueError: A layer that octave convolution cannot replace, or that has no meaning for pairs; it is named.
     """
@@ -177,7 +182,7 @@ def _run(
             hooks.callback(module.register_forward_hook(partial(after, name)).remove)
         try:
             return torch.func.functional_call(network, state, (example,))
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _naming(error, *running[-1]) from error
 
 

@@ -71,6 +71,8 @@ class OctaveBatchNorm2d(BetaWeighting):
         return new
 
     def forward(self, x: OctavePair) -> OctavePair:
+        if not isinstance(x, OctavePair):
+            raise TypeError(f"{type(self).__name__} takes an OctavePair, got {type(x).__name__}; is it behind an exit?")
         high = self._normalise(self.high, x.high, self.beta_high)
         return OctavePair(high, self._normalise(self.low, x.low, self.beta_low), x.full_size)
 

@@ -204,8 +204,11 @@ class OctavePair:
 
     def __getattr__(self, name: str) -> Any:
         if name.strip("_") in _RULES and hasattr(Tensor, name):
-            return partial(torch.overrides.handle_torch_function, getattr(Tensor, name), (self,), self)
+            return partial(self._call_method, name)
         raise AttributeError(f"an octave pair has no attribute {name!r}; to_tensor() gives an ordinary tensor")
+
+    def _call_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_function__(getattr(Tensor, name), (), (self, *args), kwargs)
 
     __add__ = __radd__ = _operator(torch.add)
     __sub__ = _operator(torch.sub)

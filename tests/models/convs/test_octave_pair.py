@@ -206,6 +206,10 @@ def test_tensors_of_one_value_or_of_full_size():
     skip = torch.randn(2, 5, 6, 5)
     assert_same(pair + skip, pair.high + skip[:, :3], pair.low + pool_down(skip[:, 3:]))
     assert_same(skip - pair, skip[:, :3] - pair.high, pool_down(skip[:, 3:]) - pair.low)
+    assert_same(skip / pair, skip[:, :3] / pair.high, pool_down(skip[:, 3:]) / pair.low)
+    total = skip.clone()
+    total += pair
+    assert_same(total, pair.high + skip[:, :3], pair.low + pool_down(skip[:, 3:]))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 5, 6, 1), (2, 5, 3, 3), (5,), (1, 2, 5, 6, 5)])
@@ -224,6 +228,8 @@ def test_cat_joins_members():
     assert torch.cat([a, low_only], 1).channels == (3, 4)
     assert_same(torch.cat([low_only, low_only], 1), None, torch.cat([low_only.low] * 2, 1))
     assert torch.cat([a, a]).shape == (4, 5, 6, 5)
+    with pytest.raises(ValueError, match="same channels"):
+        torch.cat([a, b])
     with pytest.raises(TypeError, match="not along dimension 2"):
         torch.cat([a, a], 2)
 
@@ -235,7 +241,9 @@ def test_cat_with_a_tensor_gives_a_tensor():
 
 @pytest.mark.parametrize("members", [(3, 2), (0, 2), (3, 0)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 6), (7, 7)])
-@pytest.mark.parametrize("arguments", [{"scale_factor": 2}, {"scale_factor": (1.5, 3.0)}, {"size": (9, 4)}, {"size": 5}])
+@pytest.mark.parametrize(
+    "arguments", [{"scale_factor": 2}, {"scale_factor": (1.5, 3.0)}, {"size": (9, 4)}, {"size": 5}]
+)
 def test_interpolate_doubles_both(arguments, size, members):
     pair = pair_of(*members, size=size)
     x = torch.randn(2, 5, *size)
@@ -336,6 +344,14 @@ def test_a_pair_of_one_pixel_is_a_tensor_of_its_channels():
 def test_what_has_no_meaning_is_a_type_error(function, message):
     with pytest.raises(TypeError, match=message):
         function(pair_of())
+
+
+def test_methods_and_functions_inside_a_device_context():
+    """A context of torch sees every function first and passes it on."""
+    pair = pair_of()
+    with torch.device("meta"):
+        assert_same(pair.relu() + torch.relu(pair), 2 * pair.high.relu(), 2 * pair.low.relu())
+        assert torch.zeros_like(pair).low.device.type == "cpu"
 
 
 def test_an_unknown_attribute_is_named():
