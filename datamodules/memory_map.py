@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -162,6 +161,8 @@ class MemoryMap:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
             rank_zero_info(f"Another process is writing {self.path}: waiting for it.")
             lock.acquire()
         try:

@@ -1,4 +1,4 @@
-"""CelebA in its official layout, and folders of images: splits, batches, the map behind them, fingerprints, bad input."""
+"""CelebA in its official layout, and folders of images: splits, batches, memory maps, fingerprints, bad input."""
 
 import os
 import pickle

@@ -15,8 +15,8 @@ OCTAVE = {"name": "octave", "alpha": 0.5}
 
 
 def gan_data(**options: Any) -> DigitsDataModule:
-    options = {"batch_size": 8, "train_size": 8 * BATCHES_AN_EPOCH, "val_size": 0, "image_size": 16, **options}
-    return DigitsDataModule(**options)
+    options = {"train_size": 8 * BATCHES_AN_EPOCH, "val_size": 0, "normalisation": "symmetric", **options}
+    return DigitsDataModule(**{"batch_size": 8, "image_size": 16, **options})
 
 
 def tiny_gan(**options: Any) -> GANTask:
