@@ -29,7 +29,7 @@ Place = tuple[str, str]
 # By the place of a column in the grid, so that it has one colour in all figures.
 _COLOURS = (GREY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE)
 _SEED_WIDTH, _SEED_ALPHA = 0.6, 0.45
-_WIDTH = 7.2  # inches, where pictures of samples must share it
+_WIDTH, _MAX_SIDE = 7.2, 2.0  # inches: a figure with samples beneath its curves, and one picture of samples
 _BETWEEN = 14  # pixels between the samples of two epochs
 
 
@@ -79,7 +79,7 @@ class Content:
 
     @cached_property
     def samples(self) -> dict[Place, list[SamplePicture | None]]:
-        """For each place with a finished cell the pictures of its first seed, epoch by epoch; None where there is none."""
+        """For each place with a finished cell the pictures of its first seed, by epoch; None for a missing one."""
         settings = self.settings
         return {
             place: [find_samples(self.grid.run_folder(cells[0]), epoch, settings.crop) for epoch in settings.epochs]
@@ -142,6 +142,8 @@ def _curves_height(content: Content) -> float:
 
 
 def _fill_with_curves(figure: FigureBase, content: Content) -> list[Axes]:
+    from matplotlib.ticker import MaxNLocator
+
     rows, metrics = content.rows, content.metrics
     panels = figure.subplots(len(metrics), len(rows), squeeze=False, sharex=True, sharey="row")
     for line, metric in zip(panels, metrics, strict=True):
@@ -152,6 +154,7 @@ def _fill_with_curves(figure: FigureBase, content: Content) -> list[Axes]:
         axes.set_title(content.grid.rows[row].label, loc="left", fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     _draw_key(figure, content)
     return list(panels.flat)
 
@@ -240,7 +243,7 @@ def draw_curves_with_samples(content: Content) -> Figure:
     if not samples:
         return draw_curves(content)
     count = len(content.settings.epochs)
-    side = _WIDTH / count
+    side = min(_WIDTH / count, _MAX_SIDE)
     heights = (_curves_height(content), (side + 0.05) * len(samples) + 0.2)
     figure = Figure(figsize=(_WIDTH, sum(heights)))
     above, beneath = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]

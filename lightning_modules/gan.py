@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_modules.base import BaseTask, LRSchedulerCallable, OptimizerCallable, run_seed
-from lightning_modules.betas import BETA_SCHEDULES
+from lightning_modules.betas import BETA_SCHEDULES, Betas
 from lightning_modules.images import to_uint8
 from lightning_modules.losses.gan import GAN_LOSSES, gradient_penalty
 from lightning_modules.metrics import GenerationMetrics, Protocol
@@ -229,7 +229,15 @@ class GANTask(BaseTask):
 
     def on_train_epoch_start(self) -> None:
         if self.hparams["beta_schedule"] != "constant":
-            self._set_betas(self._progress)
+            betas = self._scheduled_betas((self.current_epoch + 1) / self.trainer.max_epochs)  # type: ignore[operator]
+            for network in {self.network, self.discriminator, self.sampler}:
+                set_betas(network, *betas)
+
+    def on_train_epoch_end(self) -> None:
+        # Not when they are set: a run that is resumed within the epoch would not log them.
+        if self.hparams["beta_schedule"] != "constant":
+            high, low = get_betas(self.network) or get_betas(self.discriminator)  # type: ignore[misc]
+            self.log_dict({"train/beta_high": high, "train/beta_low": low})
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         real = batch["image"]
@@ -267,6 +275,8 @@ class GANTask(BaseTask):
         optimizer.step()
         if self.hparams["loss"] == "wgan":
             _clip_weights(self.discriminator, self.hparams["weight_clip"])
+        # Autocast keeps the weights that it has rounded, throughout the training step: by now they are others.
+        torch.clear_autocast_cache()
         self.log_dict({f"train/{name}": value for name, value in sums.items()}, prog_bar=True, sync_dist=True)
 
     def _step_generator(self, count: int, fake: Tensor | None) -> None:
@@ -422,16 +432,8 @@ class GANTask(BaseTask):
 
     # Betas
 
-    @property
-    def _progress(self) -> float:
-        """t of the beta schedules: (epoch + 1) / epochs."""
-        return (self.current_epoch + 1) / self.trainer.max_epochs  # type: ignore[operator]
-
-    def _set_betas(self, t: float) -> None:
-        high, low = BETA_SCHEDULES[self.hparams["beta_schedule"]](t)
-        for network in {self.network, self.discriminator, self.sampler}:
-            set_betas(network, high, low)
-        self.log_dict({"train/beta_high": high, "train/beta_low": low})
+    def _scheduled_betas(self, t: float) -> Betas:
+        return BETA_SCHEDULES[self.hparams["beta_schedule"]](t)
 
     @contextmanager
     def _betas_for_sampling(self) -> Iterator[None]:

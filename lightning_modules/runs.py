@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
+# What the command line links to a task from its data, and `latent_dim`, which a GAN's task passes on as well.
+GIVEN_BY_TASK = {"in_channels", "num_classes", "image_size", "latent_dim"}
 # Where a run runs, what it shows and how often it saves is no part of what it computes.
 NOT_COMPARED = {
     "trainer": {
@@ -39,7 +41,7 @@ NOT_COMPARED = {
         "profiler",
         "fast_dev_run",
     },
-    "data": {"num_workers", "root", "predict_root"},
+    "data": {"num_workers", "root", "predict_root", "cache_root"},
     "callbacks": {"LastCheckpoint", "RichProgressBar", "TQDMProgressBar"},
 }
 
@@ -173,7 +175,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
         CheckpointError: The checkpoint is damaged, or not one of this suite.
     """
     from lightning_modules.files import CheckpointError
-    from models import create_model
+    from models.registry import create_model, network_options
 
     path = Run(folder).checkpoint(checkpoint) if checkpoint in ("best", "last") else Path(checkpoint)
     saved = read_checkpoint(path)
@@ -183,8 +185,9 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
     options = dict(settings["model_options"] or {})
     if "pretrained" in options:
         options["pretrained"] = False  # its weights are in the checkpoint: nothing is to be downloaded
-    of_task = {name: settings.get(name) for name in ("in_channels", "num_classes", "image_size", "latent_dim")}
-    network = create_model(settings["model"], conv=settings["conv"], **of_task, **options)
+    # The command line saves all that it links from the data, whether or not task and network want it.
+    given = {name: settings.get(name) for name in GIVEN_BY_TASK & network_options(settings["model"])}
+    network = create_model(settings["model"], conv=settings["conv"], **{**given, **options})
     averaged = "ema_generator.module."
     prefix = averaged if any(key.startswith(averaged) for key in saved["state_dict"]) else "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}

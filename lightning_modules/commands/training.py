@@ -145,6 +145,8 @@ class ConvsuiteCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse a value for what comes from the data: it would count for nothing."""
         parameters = inspect.signature(type(self.model)).parameters
+        for name in set(LINKED) - set(parameters):  # the checkpoint would hold arguments that the task does not take
+            self.model.hparams.pop(name, None)
         for name in set(LINKED) & set(parameters):
             given, from_data = self.config.model.init_args.get(name), getattr(self.datamodule, name)
             if given is not None and given not in (parameters[name].default, from_data):

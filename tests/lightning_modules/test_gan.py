@@ -144,6 +144,17 @@ def test_every_loss_trains_in_bfloat16_with_octave(tmp_path, loss):
     task.check_finite()
 
 
+def test_the_generator_meets_the_discriminator_after_its_step_in_bfloat16_too(tmp_path):
+    """Autocast keeps rounded weights: those of before the step would be found in the same training step."""
+    options = {**LINEAR, "optimizer": partial(torch.optim.SGD, lr=1.0)}
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        _, _, recorder = train(tmp_path, trainer={"precision": precision, "max_steps": 1}, **options)
+        losses.append(recorder.metrics[0]["train/loss_generator"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert abs(losses[0] - 0.69) > 0.1  # which is about what it was before the step
+
+
 # Optimisers
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_modules import ClassificationTask, load_run
+from lightning_modules import ClassificationTask, GANTask, load_run
 from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.files import CheckpointError, write_whole
 from lightning_modules.runs import MissingRunError, OtherSettingsError, Run, compared_settings, differences, run_id
-from tests.helpers.commands import tiny
+from tests.helpers.commands import tiny, tiny_gan
 
 CONFIG = {
     "seed_everything": 0,
@@ -147,6 +147,17 @@ def test_lightning_loads_the_same_network_from_any_base(trained, task):
     assert type(loaded) is ClassificationTask
     assert loaded.hparams["num_classes"] == 10
     torch.testing.assert_close(logits(loaded), logits(load_run(trained, "last")))
+
+
+@pytest.mark.parametrize("options", [[], ["--model.ema_decay=0.5"]])
+def test_load_run_gives_the_generator_that_is_sampled_from(tmp_path, options):
+    main(["fit", *tiny_gan(tmp_path / "run", "--trainer.max_epochs=1", *options)])
+    task = GANTask.load_from_checkpoint(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    z = task.evaluation_latents(0, 3)
+    generator = load_run(tmp_path / "run")
+    assert not generator.training
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z), task.generate(z))
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
