@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ from lightning_modules.files import written_whole
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_FRAMES = 120
+# All frames are in memory when they are written.
+MAX_FRAMES = 60
 MILLISECONDS, LAST_MILLISECONDS = 160, 2000
 _HEADER, _MARGIN, _BAR = 30, 8, 3  # pixels
 
@@ -22,7 +24,7 @@ def write_animation(path: Path, pictures: Sequence[Path], captions: Sequence[str
     """Write `pictures`, PNG files of one size, as an endless animated WebP, each under its caption.
 
     WebP has all colours where GIF has 256 a frame, at a third of the size. A bar shows how far along a frame is. Of
-    more than 120 pictures an even choice is shown, the first and the last always.
+    more than 60 pictures an even choice is shown, the first and the last always.
 
     Raises:
         ValueError: There are no pictures, or they differ in size.
@@ -52,6 +54,6 @@ def _frames(pictures: Sequence[Path], captions: Sequence[str]) -> Iterator[Image
         draw.text((_MARGIN, 3), caption, fill="black", font=font)
         top, right = _HEADER - _BAR - 4, _MARGIN + size[0] - 1
         draw.rectangle((_MARGIN, top, right, top + _BAR - 1), fill="#e4e4e4")
-        reached = _MARGIN + round(size[0] * place / len(pictures)) - 1
+        reached = _MARGIN + math.ceil(size[0] * place / len(pictures)) - 1
         draw.rectangle((_MARGIN, top, reached, top + _BAR - 1), fill="#0072B2")
         yield frame

@@ -16,12 +16,12 @@ COMMANDS = {
     "fit": ("train; the same command goes on where an interrupted run stopped", "training"),
     "validate": ("measure a trained network on the validation set", "training"),
     "test": ("measure a trained network on the test set", "training"),
-    "predict": ("classify a folder of images (--data.predict_root) or the test set, into predictions.csv", "training"),
+    "predict": ("classify images (--data.predict_root, or the test set), or generate some; into the run folder", "training"),
     "fit_test": ("train, then test the best checkpoint, or the last where nothing is monitored", "training"),
     "describe": ("parameters, MACs, receptive field and shapes of a configured network", "training"),
     "list": ("list models, convs or configs", "listing"),
     "doctor": ("check this installation", "doctor"),
-    "reproduce": ("run a grid of experiments and write its table", "reproduce"),
+    "reproduce": ("run a grid of experiments, write its table and draw its figures", "reproduce"),
 }
 
 HELP = """usage: convsuite COMMAND [options]

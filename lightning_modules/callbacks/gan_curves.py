@@ -111,15 +111,18 @@ def _draw_measure(axes: Axes, match: re.Match[str], curves: dict[str, Curve], ep
     tested = curves.get(match[0].replace("val/", "test/", 1))
     if match["kind"] == "fid":
         best = int(values.argmin())
-        _mark(axes, steps[best], values[best], GREEN, f"best {values[best]:.4g}{_when(steps[best], epochs)}")
-        _mark(axes, steps[-1], values[-1], VERMILLION, f"last {values[-1]:.4g} (+{values[-1] - values[best]:.3g})")
+        rise = f" (+{values[-1] - values[best]:.3g})" if best < len(values) - 1 else ""
+        _mark(axes, steps[best], values[best], GREEN, f"best {values[best]:.4g}{_when(steps[best], epochs)}", size=6)
+        _mark(axes, steps[-1], values[-1], VERMILLION, f"last {values[-1]:.4g}{rise}")
+    if match["kind"] == "coverage":
+        axes.set_ylim(-0.03, 1.03)
     if tested is not None:
         _mark(axes, tested[0][-1], tested[1][-1], GREY, f"test {tested[1][-1]:.4g}")
     _finish(axes, title)
 
 
-def _mark(axes: Axes, step: float, value: float, colour: str, label: str) -> None:
-    axes.plot([step], [value], "o", color=colour, markersize=5, label=label, clip_on=False, zorder=3)
+def _mark(axes: Axes, step: float, value: float, colour: str, label: str, size: float = 4) -> None:
+    axes.plot([step], [value], "o", color=colour, markersize=size, label=label, clip_on=False, zorder=3)
 
 
 def _when(step: float, epochs: dict[float, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +22,11 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 _COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 # Learning rates of parameter groups often coincide: dashes let the one below show.
-_STYLES = ({"color": BLUE}, {"color": ORANGE, "linestyle": "--"}, {"color": GREEN, "linestyle": ":"})
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE},
+    {"color": ORANGE, "linestyle": "--"},
+    {"color": GREEN, "linestyle": ":"},
+)
 # A curve with more points than this is noise to the eye: a running mean is drawn over it.
 MANY_POINTS = 100
 

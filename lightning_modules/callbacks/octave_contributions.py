@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class OctaveContributions(GeneratedPicture):
     """Draws `octave_contributions.png`: samples, and their two parts, made by high and by low maps alone.
 
-    An octave generator ends in a layer from a pair to one map, exit(high, low) = W_hh * high + upsample(W_lh * low), and
-    what follows it, tanh as a rule. The second row is made of exit(high, 0), the third of exit(0, low): the tanh of each
-    of two summands, of whose sum the sample is the tanh (a bias counts in both). Nothing is drawn of generators without
-    such a layer, nor where a member is absent. See `GeneratedPicture`.
+    An octave generator ends in a layer from a pair to one map, W_hh * high + upsample(W_lh * low), and what follows it,
+    tanh as a rule. The second row is made with zero in place of the low maps, the third in place of the high ones: the
+    tanh of each of two summands, of whose sum the sample is the tanh (a bias counts in both). Nothing is drawn of
+    generators without such a layer, nor where a member is absent. See `GeneratedPicture`.
 
     Args:
         columns: Number of samples.
@@ -51,7 +51,7 @@ class OctaveContributions(GeneratedPicture):
             with only_member(layer, member):
                 images.append(generated(task, latents))
         grid = image_grid(torch.cat(images), self.columns)
-        title = f"Samples and what their high and low maps contribute, {when(trainer)}"
+        title = f"What high and low maps contribute, {when(trainer)}"
         return draw_panels({title: grid}, row_names=("sample", "high maps", "low maps"))
 
 
@@ -71,8 +71,8 @@ def only_member(layer: nn.Module, member: int) -> Iterator[None]:
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
-        members = (x[i] if i == member else torch.zeros_like(x[i]) for i in (HIGH, LOW))
-        return OctavePair(*members), *others
+        high, low = (x[i] if i == member else torch.zeros_like(x[i]) for i in (HIGH, LOW))
+        return OctavePair(high, low), *others
 
     hook = layer.register_forward_pre_hook(keep)
     try:

@@ -165,14 +165,7 @@ def test_real_signals(tmp_path, uninterrupted, signum):
     """SIGKILL leaves what there is; the others leave a message, the last step, and the shell's exit code."""
     command = ["fit", *tiny(tmp_path / "run", *REAL)]
     run = Run(tmp_path / "run")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lightning_modules.cli", *command],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(command)
     wait_for_step(process, run.metrics_file, random.randrange(5, 20))
     if signum == signal.SIGKILL:
         process.send_signal(signum)
@@ -190,6 +183,33 @@ def test_real_signals(tmp_path, uninterrupted, signum):
 
     main(command)
     assert_equal(run, uninterrupted)
+
+
+def test_a_killed_gan_goes_on_to_the_bit(tmp_path):
+    def command(folder):
+        changes = ["--model.n_critic=2", "--model.ema_decay=0.9", "--model.beta_schedule=ramp"]
+        return ["fit", *tiny_gan(tmp_path / folder, "--trainer.max_epochs=8", *changes, *save_every(2))]
+
+    process = start(command("run"))
+    wait_for_step(process, Run(tmp_path / "run").metrics_file, random.randrange(4, 12))
+    process.kill()
+    process.communicate(timeout=200)
+    assert not Run(tmp_path / "run").is_finished
+    main(command("run"))
+    main(command("whole"))
+    assert_equal(Run(tmp_path / "run"), Run(tmp_path / "whole"))
+
+
+def start(command):
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lightning_modules.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for_step(process, file: Path, step: int) -> None:

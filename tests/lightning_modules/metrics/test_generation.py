@@ -18,6 +18,14 @@ PROTOCOL = Protocol(num_generated=30)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_training():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_modules.metrics.contrastive._LEAST_STEPS", 2)
+        patch.setattr("lightning_modules.metrics.contrastive._EPOCHS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """Trained once for all tests of this file."""
@@ -143,6 +151,15 @@ def test_no_global_random_state_is_touched(tmp_path):
 
 def _equal(was, now) -> bool:
     return torch.equal(was, now) if isinstance(was, Tensor) else was == now
+
+
+def test_the_mode_of_evaluations_changes_nothing(cache, tmp_path):
+    """Lightning evaluates in inference mode."""
+    expected = measure(prepared(cache))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        metrics = prepared(tmp_path)
+        assert measure(metrics) == pytest.approx(expected, rel=1e-6)
+    assert measure(metrics) == pytest.approx(expected, rel=1e-6)
 
 
 def test_training_does_not_depend_on_the_global_random_state(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightning_modules.metrics import GenerationMetrics, Protocol
+from lightning_modules.metrics import GenerationMetrics, Protocol, contrastive
 from lightning_modules.metrics.collectives import from_first, gather_in_order
 from tests.helpers.tiny_images import TinyReference, blob_images
 
@@ -22,6 +22,7 @@ GENERATED = 31
 
 def measure(folder: Path, cache: Path) -> None:
     """Two epochs: 41 real and 31 generated images, of which processes have different numbers."""
+    contrastive._LEAST_STEPS = 3  # in the process of the tests, `folder` puts it back
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     metrics = GenerationMetrics(Protocol(num_generated=GENERATED), cache_root=cache)
     data, images = TinyReference(blob_images(41)), blob_images(GENERATED, seed=1)
@@ -62,7 +63,9 @@ def run_process(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("metrics_two_processes")
-    measure(folder / "one", folder / "cache_of_one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrastive, "_LEAST_STEPS", contrastive._LEAST_STEPS)
+        measure(folder / "one", folder / "cache_of_one")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, __file__, str(folder)], check=True, env=environment, timeout=120)
     return folder
