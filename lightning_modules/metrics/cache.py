@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.files import written_whole
@@ -25,7 +26,7 @@ _DIGEST_LENGTH = hashlib.sha256().digest_size
 
 def cache_folder() -> Path:
     """$CONVSUITE_CACHE, else `~/.cache/convsuite`."""
-    return Path(os.environ.get("CONVSUITE_CACHE") or Path.home() / ".cache" / "convsuite")
+    return Path(os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
 
 
 class Cache:
@@ -36,7 +37,7 @@ class Cache:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root) if root is not None else cache_folder() / "metrics"
+        self.root = cache_folder() / "metrics" if root is None else Path(root).expanduser()
 
     def path(self, kind: str, key: CacheKey) -> Path:
         return self.root / f"{kind}-{key.digest}.pt"
@@ -57,7 +58,7 @@ class Cache:
         def acquire() -> None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
+                _acquire(lock, path)
             except OSError as error:
                 raise OSError(f"{path.parent} cannot be written ({error}); set CONVSUITE_CACHE to a folder") from error
 
@@ -92,3 +93,11 @@ class Cache:
         with written_whole(self.path(kind, key)) as file:
             file.write(hashlib.sha256(payload).digest())
             file.write(payload)
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        rank_zero_info(f"waiting for another run, which makes {path}")
+        lock.acquire()

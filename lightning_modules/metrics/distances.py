@@ -104,8 +104,9 @@ def neighbour_radii(real: Tensor) -> Tensor:
     """Distance of every row of (m, D) to its k-th nearest other row, float64 (m,), with k = 5 (or m - 1, if less)."""
     k = min(NEIGHBOURS, len(real) - 1)
     real = real.double()
-    # The nearest row is the row itself.
-    return torch.cat([torch.cdist(rows, real).kthvalue(k + 1).values for rows in real.split(_BLOCK)])
+    # The nearest row is the row itself. Not kthvalue: it has no deterministic form on GPUs.
+    nearest = [torch.cdist(rows, real).topk(k + 1, largest=False).values for rows in real.split(_BLOCK)]
+    return torch.cat(nearest).amax(1)
 
 
 def coverage(generated: Tensor, real: Tensor, radii: Tensor) -> Tensor:

@@ -128,5 +128,5 @@ def _check_weights_file(path: Path) -> None:
     try:
         # torch-fidelity would run code from the file.
         torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         raise ValueError(f"extractor_weights {path} is damaged, or holds more than weights") from error

@@ -53,7 +53,7 @@ class GenerationMetrics:
     A plain object: the extractor's weights are in no checkpoint, optimiser or `parameters()`. Every process of a run
     must call every method, except `update`, in one order. No global random state is touched.
 
-        metrics.prepare(datamodule, device)   # before each evaluation; does something the first time
+        metrics.prepare(datamodule, device)   # before each evaluation; works the first time only
         metrics.update(images, index)         # the generated images of this process, in any batches
         metrics.compute()                     # {"fid_contrastive_2000": ..., "kid_...": ..., "coverage_...": ...}
         metrics.reset()
@@ -100,7 +100,8 @@ class GenerationMetrics:
             return
         self._device = device
         self._image_shape = (datamodule.in_channels, datamodule.image_size, datamodule.image_size)
-        with isolate_rng():
+        # Evaluations run in inference mode and perhaps under autocast, where a network is not trained as it should be.
+        with isolate_rng(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
             self._extractor = self._load_extractor(datamodule, fingerprint).to(device)
             self._real = self._load_statistics(datamodule, fingerprint, self._extractor)
         self._prepared_for = (fingerprint, device)
@@ -192,7 +193,8 @@ class GenerationMetrics:
 
     def _train(self, key: ExtractorKey, images: Tensor) -> dict[str, Tensor]:
         rank_zero_info(f"training the feature extractor on {len(images)} real images, once for this data set")
-        network = train_contrastive(images, key.seed).cpu()
+        # On the CPU: on accelerators the same seed gives other weights, thus other distances.
+        network = train_contrastive(images.cpu(), key.seed)
         self.cache.save("extractor", key, network.state_dict())
         return network.state_dict()
 
