@@ -16,7 +16,10 @@ COMMANDS = {
     "fit": ("train; the same command goes on where an interrupted run stopped", "training"),
     "validate": ("measure a trained network on the validation set", "training"),
     "test": ("measure a trained network on the test set", "training"),
-    "predict": ("classify images (--data.predict_root, or the test set), or generate some; into the run folder", "training"),
+    "predict": (
+        "classify images (--data.predict_root, or the test set), or generate some; into the run folder",
+        "training",
+    ),
     "fit_test": ("train, then test the best checkpoint, or the last where nothing is monitored", "training"),
     "describe": ("parameters, MACs, receptive field and shapes of a configured network", "training"),
     "list": ("list models, convs or configs", "listing"),
