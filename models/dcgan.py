@@ -144,6 +144,9 @@ class DCGANDiscriminator(_DCGAN):
         in_channels: Channels of the images, as the data has them.
         base_width: Maps after the first convolution.
         init: As for `DCGANGenerator`.
+        downsample: "stride", by the convolution's stride of 2 (an octave convolution then pools before it convolves, as
+            published), or "pool", by average pooling before a convolution of stride 1, whatever the variant: with plain
+            convolutions the network that the published octave one is, but for its octaves.
 
     Attributes:
         image_shape: What it takes, (in_channels, image_size, image_size) behind the batch.
@@ -161,8 +164,12 @@ class DCGANDiscriminator(_DCGAN):
         in_channels: int = 3,
         base_width: int = 32,
         init: Init = "as_published",
+        downsample: Literal["stride", "pool"] = "stride",
     ) -> None:
         super().__init__(init, in_channels=in_channels, base_width=base_width)
+        check_name("downsample", downsample, ("stride", "pool"))
+        stride = 2 if downsample == "stride" else 1
+        self.pool = nn.Identity() if downsample == "stride" else nn.AvgPool2d(2)
         widths = [in_channels, *(base_width * 2**i for i in range(count_doublings(image_size)))]
         self.image_shape = (in_channels, image_size, image_size)
         self.num_features = widths[-1]
@@ -170,9 +177,9 @@ class DCGANDiscriminator(_DCGAN):
         self.norms = nn.ModuleList()
         for i, (before, after) in enumerate(pairwise(widths)):
             position: Position = "inner" if i else "entry"
-            self.convs.append(conv.conv(before, after, 3, stride=2, padding=1, bias=False, position=position))
+            self.convs.append(conv.conv(before, after, 3, stride=stride, padding=1, bias=False, position=position))
             self.norms.append(conv.norm(after, position=position))
-        self.exit = conv.conv(self.num_features, 1, 3, stride=2, padding=1, bias=False, position="exit")
+        self.exit = conv.conv(self.num_features, 1, 3, stride=stride, padding=1, bias=False, position="exit")
         self.reset_weights()
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -180,8 +187,8 @@ class DCGANDiscriminator(_DCGAN):
         if x.shape[1:] != self.image_shape:
             raise ValueError(f"this discriminator takes images {self.image_shape}, got a batch {tuple(x.shape)}")
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.leaky_relu(norm(conv(x)), 0.2)
+            x = F.leaky_relu(norm(conv(self.pool(x))), 0.2)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.exit(self.forward_features(x)).mean((1, 2, 3))
+        return self.exit(self.pool(self.forward_features(x))).mean((1, 2, 3))

@@ -223,3 +223,14 @@ def test_one_image_in_eval_mode(conv):
     latents = torch.randn(2, 10)
     torch.testing.assert_close(network(latents[:1]), network(latents)[:1])
     assert critic(images(1)).shape == (1,)
+
+
+@pytest.mark.parametrize("conv", ["standard", {"name": "octave", "alpha": 0.5}])
+def test_a_pooling_discriminator_has_the_same_parameters(conv):
+    torch.manual_seed(0)
+    strided = create_model("dcgan_discriminator", conv=conv, image_size=32, base_width=4)
+    pooled = create_model("dcgan_discriminator", conv=conv, image_size=32, base_width=4, downsample="pool")
+    pooled.load_state_dict(strided.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    same = torch.allclose(pooled(images), strided(images), atol=1e-6)
+    assert same == (conv != "standard")  # a strided octave convolution pools anyway
