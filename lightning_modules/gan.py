@@ -75,7 +75,8 @@ class GANTask(BaseTask):
         optimizer: Called with the parameter groups of the generator.
         discriminator_optimizer: Called with those of the discriminator; default: `optimizer`.
         lr_scheduler: Called with each of the two optimisers.
-        gradient_clip_norm: Largest norm of each network's gradient; null: not clipped.
+        gradient_clip_norm: Largest norm of each network's gradient; null: not clipped. In float16 mixed precision the
+            optimisers must not be fused.
         micro_batches: Parts of a batch that are passed one after the other, their gradients summed up: less memory, the
             same step but for the statistics of batch norm.
         extractor: Features of the metrics, "contrastive" (trained on the reference images) or "inception"; null: no
@@ -128,9 +129,16 @@ class GANTask(BaseTask):
         geometry_lr_factor: float = 1.0,
         compile: bool = False,
     ) -> None:
-        for name, value, least in (("n_critic", n_critic, 1), ("micro_batches", micro_batches, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
+        counts = {"n_critic": n_critic, "micro_batches": micro_batches, "num_predicted": num_predicted}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if weight_clip <= 0 or gradient_penalty < 0:
+            raise ValueError(
+                f"weight_clip ({weight_clip}) must be positive, gradient_penalty ({gradient_penalty}) not negative"
+            )
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
         if reuse_fakes and micro_batches > 1:
             raise ValueError("reuse_fakes keeps the whole batch in memory, which micro_batches is to avoid: choose one")
         check_name("loss", loss, GAN_LOSSES)
@@ -300,7 +308,7 @@ class GANTask(BaseTask):
         self.generator_loss.copy_(self.trainer.strategy.reduce(total, reduce_op="mean"))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Comes once the gradients are there and, in float16, are no longer scaled."""
+        """Comes once the gradients are there and, in float16, no longer scaled (Lightning refuses fused optimisers)."""
         super().on_before_optimizer_step(optimizer)
         norm = self.hparams["gradient_clip_norm"]
         if norm is not None:
@@ -359,6 +367,14 @@ class GANTask(BaseTask):
         Evaluations run over the indices of generated images, whatever loaders the data have.
         """
         trainer = self.trainer
+        limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+        for name, limit in limits.items():
+            is_whole = isinstance(limit, float) and limit == 1.0  # 1 is one batch
+            if self.metrics and limit and not is_whole and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"trainer.limit_{name}_batches ({limit}) would leave out images that the metrics need: "
+                    "set model.num_generated, or model.extractor to null"
+                )
         if self.metrics is not None and stage != "predict":
             self.metrics.prepare(trainer.datamodule, trainer.strategy.root_device)  # type: ignore[attr-defined]
         for loop, name in (
@@ -403,16 +419,23 @@ class GANTask(BaseTask):
         return {"image": to_uint8(self.generate(self._indexed_latents(batch["index"], "prediction"))), **batch}
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            values = self._report("val")
-            distance = float(values[self.monitor])  # type: ignore[index]
-            if self.trainer.state.fn == "fit":
-                self.best_distance = min(self.best_distance, distance)
-                rise = distance - self.best_distance
-                self.log_dict({f"{self.monitor}_best": self.best_distance, f"{self.monitor}_rise": rise})
+        if self._is_trial:
+            return
+        values = self._report("val")
+        distance = float(values[self.monitor])  # type: ignore[index]
+        if self.trainer.state.fn == "fit":
+            self.best_distance = min(self.best_distance, distance)
+            rise = distance - self.best_distance
+            self.log_dict({f"{self.monitor}_best": self.best_distance, f"{self.monitor}_rise": rise})
 
     def on_test_epoch_end(self) -> None:
-        self._report("test")
+        if not self._is_trial:
+            self._report("test")
+
+    @property
+    def _is_trial(self) -> bool:
+        """Whether only some of the images are generated, to see that it works."""
+        return self.trainer.sanity_checking or bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     @property
     def _metrics(self) -> GenerationMetrics:
@@ -478,7 +501,7 @@ class GeneratedIndices(IterableDataset):
     batch_size = 100
 
     def __init__(self, count: int, world: int, rank: int) -> None:
-        self.batches = torch.arange(rank, count, world).split(self.batch_size)
+        self.batches = torch.arange(count)[rank::world].split(self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return ({"index": indices} for indices in self.batches)

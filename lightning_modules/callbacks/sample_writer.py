@@ -27,6 +27,7 @@ class SampleWriter(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if is_writing(trainer):
+            _restore(_folder(trainer))
             shutil.rmtree(_partial(trainer), ignore_errors=True)
             _partial(trainer).mkdir(parents=True)
         trainer.strategy.barrier("folder of samples")
@@ -83,12 +84,27 @@ def _write(path: Path, image: np.ndarray) -> None:
 
 
 def _replace(folder: Path, by: Path) -> None:
-    old = folder.with_name(".samples.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Put `by` in the place of `folder`; what is no sample moves over. `_restore` makes up for a kill in between."""
+    old = _old(folder)
     if folder.is_dir():
-        for path in folder.iterdir():
-            if not re.fullmatch(r"\d{6,}\.png", path.name):
-                path.rename(by / path.name)
         folder.rename(old)
     by.rename(folder)
+    _restore(folder)
+
+
+def _restore(folder: Path) -> None:
+    """Finish a replacement: nothing is removed that is not a sample, nor samples that nothing has replaced."""
+    old = _old(folder)
+    if not old.is_dir():
+        return
+    if not folder.is_dir():
+        old.rename(folder)
+        return
+    for path in old.iterdir():
+        if not re.fullmatch(r"\d{6,}\.png", path.name):
+            path.rename(folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(".samples.old")

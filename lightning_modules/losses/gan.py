@@ -67,7 +67,10 @@ GAN_LOSSES = {
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """WGAN-GP's penalty: the mean of (|gradient of D(x)| - 1)^2 at x = mix * real + (1 - mix) * fake, in float32.
+    """WGAN-GP's penalty: the mean of (|gradient of D(x)| - 1)^2 at x = mix * real + (1 - mix) * fake.
+
+    Outside of autocast, in the precision of the discriminator's parameters. Batch norm in the discriminator, which the
+    WGAN-GP paper leaves out, makes every gradient that of the whole batch's logits.
 
     Args:
         discriminator: Maps images to logits (n,).
@@ -75,8 +78,9 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, mix: 
         fake: Images (n, C, H, W).
         mix: Uniform in [0, 1], (n, 1, 1, 1).
     """
+    dtype = next(discriminator.parameters()).dtype
     with torch.autocast(real.device.type, enabled=False):
-        between = torch.lerp(fake.float(), real.float(), mix).requires_grad_()
+        between = torch.lerp(fake.to(dtype), real.to(dtype), mix.to(dtype)).requires_grad_()
         logits = discriminator(between)
         (gradient,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -19,8 +19,8 @@ from lightning_modules.callbacks.checkpoints import LastCheckpoint
 from lightning_modules.files import read_checkpoint
 from lightning_modules.losses.gan import GAN_LOSSES
 from lightning_modules.schedules import CosineDecay
-from models.convs.octave import get_betas
-from models.registry import register_model
+from models import registry
+from models.convs.octave import get_betas, set_betas
 from tests.helpers.tiny_gans import BATCHES_AN_EPOCH, OCTAVE, gan_data, tiny_gan
 from tests.helpers.tiny_runs import tiny_trainer
 
@@ -56,7 +56,6 @@ def train(folder, data=None, trainer=None, callbacks=(), **options):
     return task, made, recorder
 
 
-@register_model("test_linear_generator")
 class LinearGenerator(nn.Module):
     """Without batch norm, so that parts of a batch add up to it."""
 
@@ -69,7 +68,6 @@ class LinearGenerator(nn.Module):
         return self.fc(z).tanh().unflatten(1, self.shape)
 
 
-@register_model("test_linear_discriminator")
 class LinearDiscriminator(nn.Module):
     def __init__(self, conv, image_size, in_channels):
         super().__init__()
@@ -79,7 +77,12 @@ class LinearDiscriminator(nn.Module):
         return self.fc(x.flatten(1)).flatten()
 
 
-LINEAR = {"model": "test_linear_generator", "discriminator": "test_linear_discriminator", "model_options": {}}
+@pytest.fixture
+def linear(monkeypatch):
+    """Options of a GAN of the two, registered for a test."""
+    monkeypatch.setitem(registry._BUILDERS, "linear_generator", LinearGenerator)
+    monkeypatch.setitem(registry._BUILDERS, "linear_discriminator", LinearDiscriminator)
+    return {"model": "linear_generator", "discriminator": "linear_discriminator", "model_options": {}}
 
 
 # Steps
@@ -144,9 +147,9 @@ def test_every_loss_trains_in_bfloat16_with_octave(tmp_path, loss):
     task.check_finite()
 
 
-def test_the_generator_meets_the_discriminator_after_its_step_in_bfloat16_too(tmp_path):
+def test_the_generator_meets_the_discriminator_after_its_step_in_bfloat16_too(tmp_path, linear):
     """Autocast keeps rounded weights: those of before the step would be found in the same training step."""
-    options = {**LINEAR, "optimizer": partial(torch.optim.SGD, lr=1.0)}
+    options = {**linear, "optimizer": partial(torch.optim.SGD, lr=1.0)}
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         _, _, recorder = train(tmp_path, trainer={"precision": precision, "max_steps": 1}, **options)
@@ -192,9 +195,9 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["dcgan", "wgan_gp"])
-def test_micro_batches_add_up_to_the_batch(tmp_path, loss):
+def test_micro_batches_add_up_to_the_batch(tmp_path, linear, loss):
     sgd = partial(torch.optim.SGD, lr=0.1)
-    runs = [train(tmp_path, **LINEAR, loss=loss, optimizer=sgd, micro_batches=parts) for parts in (1, 3)]
+    runs = [train(tmp_path, **linear, loss=loss, optimizer=sgd, micro_batches=parts) for parts in (1, 3)]
     for name in ("network", "discriminator"):
         one, three = (weights(getattr(task, name)) for task, _, _ in runs)
         torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-6)
@@ -227,6 +230,9 @@ def test_plain_ddp_is_refused_before_the_first_batch():
     [
         ({"n_critic": 0}, "n_critic"),
         ({"micro_batches": 0}, "micro_batches"),
+        ({"num_predicted": 0}, "num_predicted"),
+        ({"weight_clip": 0.0}, "weight_clip"),
+        ({"ema_decay": 1.0}, "ema_decay"),
         ({"micro_batches": 2, "reuse_fakes": True}, "reuse_fakes"),
         ({"loss": "dcgam"}, "Did you mean 'dcgan'"),
         ({"beta_schedule": "ramp"}, "beta_schedule"),
@@ -292,8 +298,6 @@ def test_betas_follow_the_epochs_and_are_saved(tmp_path):
 
 def test_published_sampling_uses_the_betas_of_half_the_training():
     task = tiny_gan(conv=OCTAVE, beta_schedule="ramp", beta_sampling="published")
-    from models.convs.octave import set_betas
-
     z = task.evaluation_latents(0, 2)
     set_betas(task.network, 0.9, 0.1)
     published = task.generate(z)
@@ -345,6 +349,14 @@ def test_latents_of_processes_interleave_to_those_of_one():
     whole = latents(1, 0)
     for rank in range(3):
         assert torch.equal(latents(3, rank), whole[rank::3])
+
+
+def test_metrics_want_all_images_but_in_a_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSUITE_CACHE", str(tmp_path / "cache"))
+    measured = {"extractor": "contrastive", "num_generated": 150}
+    train(tmp_path, trainer={"fast_dev_run": True}, **measured)
+    with pytest.raises(ValueError, match="num_generated"):
+        train(tmp_path, trainer={"limit_val_batches": 1}, **measured)
 
 
 # Failures
