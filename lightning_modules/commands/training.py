@@ -70,8 +70,8 @@ def _say(text: str) -> None:
 class ConvsuiteCLI(LightningCLI):
     """LightningCLI with one parser for all commands, so that a run's config.yaml serves every one of them.
 
-    Task and data module are chosen by class name; the task's `num_classes` and `in_channels` come from the data. The
-    configuration and the flags say everything: hyper-parameters in a checkpoint are not parsed.
+    Task and data module are chosen by class name; what both know (`LINKED`) comes from the data. The configuration and
+    the flags say everything: hyper-parameters in a checkpoint are not parsed.
 
     Args:
         command: A method of this class.
