@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,17 @@ class WandbFile:
 
 
 def offline_runs(folder: Path) -> list[WandbFile]:
-    """The runs under `folder`, oldest first."""
-    return [WandbFile(path) for path in sorted(folder.glob("wandb/offline-run-*"))]
+    """The finished runs under `folder`, oldest first. W&B's own process writes them, a little later when it is busy."""
+    runs = sorted(folder.glob("wandb/offline-run-*"))
+    deadline = time.monotonic() + 60
+    while not all(_is_complete(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return [WandbFile(run) for run in runs]
+
+
+def _is_complete(run: Path) -> bool:
+    (path,) = run.glob("*.wandb")
+    return any(record.WhichOneof("record_type") == "exit" for record in _records(path.read_bytes()))
 
 
 def _values(items: Any) -> dict[str, Any]:
