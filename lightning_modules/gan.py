@@ -283,8 +283,6 @@ class GANTask(BaseTask):
         optimizer.step()
         if self.hparams["loss"] == "wgan":
             _clip_weights(self.discriminator, self.hparams["weight_clip"])
-        # Autocast keeps the weights that it has rounded, throughout the training step: by now they are others.
-        torch.clear_autocast_cache()
         self.log_dict({f"train/{name}": value for name, value in sums.items()}, prog_bar=True, sync_dist=True)
 
     def _step_generator(self, count: int, fake: Tensor | None) -> None:
@@ -460,15 +458,12 @@ class GANTask(BaseTask):
 
     @contextmanager
     def _betas_for_sampling(self) -> Iterator[None]:
-        current = get_betas(self.sampler)
-        if (
-            current is None
-            or self.hparams["beta_sampling"] == "scheduled"
-            or self.hparams["beta_schedule"] == "constant"
-        ):
+        differ = self.hparams["beta_sampling"] == "published" and self.hparams["beta_schedule"] != "constant"
+        current = get_betas(self.sampler) if differ else None  # waits for the device
+        if current is None:
             yield
             return
-        set_betas(self.sampler, *BETA_SCHEDULES[self.hparams["beta_schedule"]](PUBLISHED_BETAS_AT))
+        set_betas(self.sampler, *self._scheduled_betas(PUBLISHED_BETAS_AT))
         try:
             yield
         finally:

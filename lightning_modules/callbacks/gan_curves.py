@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.callbacks.learning_curves import Curve, draw_curve, draw_rates, read_curves
-from lightning_modules.metrics_file import read_metrics
-from lightning_modules.pictures import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, is_writing, save_picture
+from lightning_modules.callbacks.learning_curves import Curve, draw_curve, draw_rates, save_curves
+from lightning_modules.metrics_file import Row
+from lightning_modules.pictures import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,18 +54,12 @@ class GANCurves(Callback):
 
 
 def _draw(trainer: Trainer) -> None:
-    path = Path(trainer.default_root_dir) / "metrics.csv"
-    if not is_writing(trainer) or not path.is_file():
-        return
-    with drawing("gan_curves"):
-        curves = read_curves(path)
-        if any(name.startswith(("train/", "val/")) for name in curves):
-            save_picture(trainer, "gan_curves", draw_gan_curves(curves, _epochs(path)))
+    save_curves(trainer, "gan_curves", lambda curves, rows: draw_gan_curves(curves, _epochs(rows)))
 
 
-def _epochs(path: Path) -> dict[float, int]:
+def _epochs(rows: list[Row]) -> dict[float, int]:
     """Step to the epoch, counted from 1, that it belongs to."""
-    return {float(row["step"]): int(float(row["epoch"])) + 1 for row in read_metrics(path) if row.get("epoch")}
+    return {float(row["step"]): int(float(row["epoch"])) + 1 for row in rows if row.get("epoch")}
 
 
 def draw_gan_curves(curves: dict[str, Curve], epochs: dict[float, int]) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.metrics_file import FIRST_COLUMNS, read_metrics
+from lightning_modules.metrics_file import FIRST_COLUMNS, Row, read_metrics
 from lightning_modules.pictures import BLUE, GREEN, ORANGE, drawing, is_writing, save_picture
 
 if TYPE_CHECKING:
@@ -38,26 +39,28 @@ class LearningCurves(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _draw(trainer)
+        save_curves(trainer, "learning_curves", lambda curves, rows: draw_curves(curves))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _draw(trainer)
+        save_curves(trainer, "learning_curves", lambda curves, rows: draw_curves(curves))
 
 
-def _draw(trainer: Trainer) -> None:
+def save_curves(trainer: Trainer, name: str, draw: Callable[[dict[str, Curve], list[Row]], Figure]) -> None:
+    """Save the picture `name` that `draw` makes of the run's curves and of the rows that they come from, if any."""
     path = Path(trainer.default_root_dir) / "metrics.csv"
     if not is_writing(trainer) or not path.is_file():
         return
-    with drawing("learning_curves"):
-        curves = read_curves(path)
-        if any(name.startswith(("train/", "val/")) for name in curves):
-            save_picture(trainer, "learning_curves", draw_curves(curves))
+    with drawing(name):
+        rows = read_metrics(path)
+        curves = curves_of(rows)
+        if any(key.startswith(("train/", "val/")) for key in curves):
+            save_picture(trainer, name, draw(curves, rows))
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
+def curves_of(rows: list[Row]) -> dict[str, Curve]:
     """The columns of a `metrics.csv`, each with the steps at which it has a finite value."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for row in read_metrics(path):
+    for row in rows:
         for name, text in row.items():
             if text and name not in FIRST_COLUMNS and math.isfinite(float(text)):
                 points.setdefault(name, []).append((float(row["step"]), float(text)))

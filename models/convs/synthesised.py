@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.convs.variant import IntOrPair, pair
+from models.convs.variant import IntOrPair, pair, shape_repr
 
 
 class SynthesisedConv2d(nn.Module, ABC):
@@ -101,16 +101,7 @@ class SynthesisedConv2d(nn.Module, ABC):
             self.fuse()
 
     def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        if self.padding != (0, 0):
-            parts.append(f"padding={self.padding}")
-        if self.dilation != (1, 1):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias is None:
-            parts.append("bias=False")
-        return ", ".join(parts)
+        return shape_repr(self)
 
 
 def geometry_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -56,6 +56,20 @@ def geometry_of(conv: nn.Conv2d) -> dict[str, Any]:
     }
 
 
+def shape_repr(layer: Any) -> str:
+    """What a convolution's `extra_repr` says of its shape, as `nn.Conv2d` does."""
+    parts = [f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"]
+    if layer.padding != (0, 0):
+        parts.append(f"padding={layer.padding}")
+    if layer.dilation != (1, 1):
+        parts.append(f"dilation={layer.dilation}")
+    if layer.groups != 1:
+        parts.append(f"groups={layer.groups}")
+    if layer.bias is None:
+        parts.append("bias=False")
+    return ", ".join(parts)
+
+
 class Variant(ABC):
     """A kind of convolution, with its options, as a network sees it.
 

@@ -7,8 +7,9 @@ import pytest
 
 from lightning_modules.callbacks import GANCurves
 from lightning_modules.callbacks.gan_curves import draw_gan_curves
-from lightning_modules.callbacks.learning_curves import read_curves
+from lightning_modules.callbacks.learning_curves import curves_of
 from lightning_modules.loggers import MetricsCSVLogger
+from lightning_modules.metrics_file import read_metrics
 from lightning_modules.pictures import drawing
 from lightning_modules.runs import Run
 from tests.helpers.tiny_gans import BATCHES_AN_EPOCH, OCTAVE, gan_data, tiny_gan
@@ -86,14 +87,14 @@ def test_learning_rates_that_change_have_a_panel():
 def test_drawn_after_each_epoch_and_at_the_end(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "lightning_modules.callbacks.gan_curves.save_picture",
+        "lightning_modules.callbacks.learning_curves.save_picture",
         lambda trainer, name, figure: drawn.append((name, len(figure.axes))),
     )
     logger = MetricsCSVLogger(Run(tmp_path))
     task = tiny_gan(conv=OCTAVE, beta_schedule="ramp")
     tiny_trainer(tmp_path, [GANCurves()], logger=logger).fit(task, datamodule=gan_data())
     assert drawn == [("gan_curves", 2), ("gan_curves", 3), ("gan_curves", 3)]  # betas are logged as an epoch ends
-    steps, values = read_curves(tmp_path / "metrics.csv")["train/beta_high"]
+    steps, values = curves_of(read_metrics(tmp_path / "metrics.csv"))["train/beta_high"]
     assert steps.tolist() == [BATCHES_AN_EPOCH - 1, 2 * BATCHES_AN_EPOCH - 1]
     assert values.tolist() == [0.5, 1.0]
 

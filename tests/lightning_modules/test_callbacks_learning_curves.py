@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_modules.callbacks import LearningCurves
-from lightning_modules.callbacks.learning_curves import MANY_POINTS, _running_mean, draw_curves, read_curves
+from lightning_modules.callbacks.learning_curves import MANY_POINTS, _running_mean, curves_of, draw_curves
+from lightning_modules.metrics_file import read_metrics
 from lightning_modules.pictures import drawing
 from tests.helpers.tiny_runs import tiny_data, tiny_task, tiny_trainer
 
@@ -25,7 +26,7 @@ def curve(count):
 
 def test_columns_are_read_with_their_steps(tmp_path):
     (tmp_path / "metrics.csv").write_text(METRICS)
-    curves = read_curves(tmp_path / "metrics.csv")
+    curves = curves_of(read_metrics(tmp_path / "metrics.csv"))
     read = {name: (steps.tolist(), values.tolist()) for name, (steps, values) in curves.items()}
     assert read == {
         "train/loss": ([0, 2], [2, 1]),

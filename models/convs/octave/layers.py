@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.convs.octave.pair import OctavePair, Size, half_size, low_channels, pool_down, upsample
-from models.convs.variant import IntOrPair, pair
+from models.convs.variant import IntOrPair, pair, shape_repr
 
 Share = float | Fraction
 """Of low channels among all; a fraction says exactly what a float may miss."""
@@ -174,16 +174,7 @@ class _OctaveConvolution(nn.Module, ABC):
         return x.shape[1] if self.is_depthwise else self.groups
 
     def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        if self.padding != (0, 0):
-            parts.append(f"padding={self.padding}")
-        if self.dilation != (1, 1):
-            parts.append(f"dilation={self.dilation}")
-        if self.groups != 1:
-            parts.append(f"groups={self.groups}")
-        if self.bias is None:
-            parts.append("bias=False")
-        return ", ".join([*parts, f"alpha_in={self.alpha_in}, alpha_out={self.alpha_out}"])
+        return f"{shape_repr(self)}, alpha_in={self.alpha_in}, alpha_out={self.alpha_out}"
 
 
 class OctaveConv2d(_OctaveConvolution):
