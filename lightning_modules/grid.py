@@ -121,6 +121,9 @@ class Grid:
         seeds: Row to column to seeds, in place of the row's.
         published: Row to column to the published value, as it is shown.
         orders: Lists of columns that the paper ranks from low to high.
+        measures: Columns of metrics.csv, `metric` among them, each with its label: the table then has a line for each
+            cell and a column for each measure.
+        reference: The column from which the measures of the others are subtracted, seed by seed.
         curves: What is kept of every epoch, see `CurveSettings`.
         figures: Name to `FigureSettings`.
         images: The folder of the figures.
@@ -144,6 +147,8 @@ class Grid:
     seeds: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     orders: tuple[tuple[str, ...], ...] = ()
+    measures: dict[str, str] = field(default_factory=dict)
+    reference: str | None = None
     curves: CurveSettings | None = None
     figures: dict[str, FigureSettings] = field(default_factory=dict)
     images: str | None = None
@@ -217,6 +222,7 @@ def _read(path: Path) -> Grid:
             for row, of_row in _items(key, content.get(key, {}))
         }
     content["orders"] = tuple(_names(order) for order in content.get("orders", ()))
+    content["measures"] = {name: str(label) for name, label in _items("measures", content.get("measures", {}))}
     if "curves" in content:
         content["curves"] = _curves(content["curves"])
     content["figures"] = {name: _figure(name, value) for name, value in _items("figures", content.get("figures", {}))}
@@ -272,6 +278,12 @@ def _check(grid: Grid) -> None:
             _check_names(f"column in {key}.{row}:", of_row, grid.columns)
     for order in grid.orders:
         _check_names("column in orders:", order, grid.columns)
+    if grid.measures and grid.metric not in grid.measures:
+        raise ValueError(f"measures lack {grid.metric!r}, the metric of the grid")
+    if grid.measures and grid.curves is not None:
+        raise ValueError("a grid shows either measures or the stability of its curves, not both")
+    if grid.reference is not None:
+        _check_names("column in reference:", [grid.reference], grid.columns)
     if grid.curves is not None and grid.metric not in grid.curves.metrics:
         raise ValueError(f"curves.metrics lacks {grid.metric!r}, the metric of the grid")
     for name, figure in grid.figures.items():

@@ -37,12 +37,17 @@ CURVE_COLUMNS = (*KEY, "settings", "epoch")
 class Results:
     """The finished cells of a grid, one CSV row each; a cell of other settings than the row's counts as unfinished.
 
+    Args:
+        path: The CSV file.
+        measures: Metrics that have a column of their own. Those that the grid no longer names stay in the file.
+
     Raises:
         ValueError: The file is damaged; the message names the line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, measures: Iterable[str] = ()) -> None:
         self.path = path
+        self.measures = tuple(measures)
         self.rows = _read(path, COLUMNS)
 
     def find(self, cell: Cell) -> Row | None:
@@ -51,11 +56,11 @@ class Results:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a finished cell, in place of an older one of other settings, and write the file whole."""
-        new = {key: str(row[key]) for key in COLUMNS}
+        new = {key: str(row[key]) for key in (*COLUMNS, *self.measures)}
         # Read anew: another process may have added cells of its own.
         self.rows = [*(other for other in _read(self.path, COLUMNS) if _key(other) != _key(new)), new]
         self.rows.sort(key=_order)
-        _write(self.path, COLUMNS, self.rows)
+        _write(self.path, dict.fromkeys([*COLUMNS, *self.measures, *itertools.chain(*self.rows)]), self.rows)
 
 
 class Curves:
@@ -148,10 +153,25 @@ class Summary:
         return spread(self.values, self.digits)
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, with the standard deviation where there are several values."""
-    mean = f"{statistics.mean(values):.{digits}f}"
+def spread(values: Sequence[float], digits: int, *, signed: bool = False) -> str:
+    """The mean, with the standard deviation where there are several values; `signed` shows a plus too."""
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+Measures = dict[tuple[str, str], dict[int, dict[str, float]]]
+"""(row, column) to seed to measure to its value, as the grid shows it."""
+
+
+def measured(grid: Grid, results: Results) -> Measures:
+    """The grid's measures of the finished cells of today's settings; those that a run did not log are left out."""
+    values: Measures = {}
+    for row, column in itertools.product(grid.rows, grid.columns):
+        for cell in finished_cells(grid, results, row, column):
+            found = results.find(cell) or {}
+            of_seed = {name: grid.scale * float(found[name]) for name in grid.measures if found.get(name)}
+            values.setdefault((row, column), {})[cell.seed] = of_seed
+    return values
 
 
 def summarise(grid: Grid, results: Results) -> dict[tuple[str, str], Summary]:

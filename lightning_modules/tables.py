@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_modules.files import write_whole
 from lightning_modules.grid import Grid
-from lightning_modules.grid_results import Summary, spread
+from lightning_modules.grid_results import Measures, Summary, spread
 from lightning_modules.stability import Course, Stability
 
 Summaries = dict[tuple[str, str], Summary]
@@ -80,6 +80,45 @@ def _order(grid: Grid, order: Sequence[str]) -> str:
 
 def _is_rising(values: Iterable[float]) -> bool:
     return all(low < high for low, high in pairwise(values))
+
+
+def measure_table(grid: Grid, summaries: Summaries, measures: Measures) -> Table:
+    """A line for each row and column of the grid: the parameters, and the mean of each measure, ± standard deviation.
+
+    Beneath it, for each row, the measures of the columns less those of the reference, over the seeds that both have.
+    """
+    header = ["", "", "seeds", "parameters", *grid.measures.values()]
+    lines = []
+    for row, row_axis in grid.rows.items():
+        for column, axis in grid.columns.items():
+            summary, seeds = summaries.get((row, column)), measures.get((row, column), {})
+            of_measures = [[seed[name] for seed in seeds.values() if name in seed] for name in grid.measures]
+            cells = [spread(values, grid.digits) if values else MISSING for values in of_measures]
+            parameters = f"{summary.parameters:,}" if summary else MISSING
+            lines.append([row_axis.label, axis.label, str(len(seeds)), parameters, *cells])
+            if column in grid.published.get(row, {}):
+                shown = [f"{grid.published[row][column]}" if name == grid.metric else "" for name in grid.measures]
+                lines.append([PUBLISHED, "", "", "", *shown])
+    return Table(header, lines, _differences(grid, measures), labels=2)
+
+
+def _differences(grid: Grid, measures: Measures) -> list[str]:
+    """One sentence for each row and column besides the reference."""
+    sentences = []
+    for row, column in measures:
+        reference = measures.get((row, grid.reference or ""), {})
+        own = measures[row, column]
+        seeds = sorted(own.keys() & reference.keys())
+        if column == grid.reference or not seeds:
+            continue
+        parts = []
+        for name, label in grid.measures.items():
+            pairs = [(own[s][name], reference[s][name]) for s in seeds if name in own[s] and name in reference[s]]
+            if pairs:
+                parts.append(f"{label} {spread([a - b for a, b in pairs], grid.digits + 1, signed=True)}")
+        labels = f"{grid.columns[column].label} less {grid.columns[grid.reference or ''].label}"
+        sentences.append(f"{grid.rows[row].label}, {labels}, {_seeds(len(seeds))}: {', '.join(parts)}.")
+    return sentences
 
 
 def stability_table(grid: Grid, courses: Courses) -> Table:
@@ -179,7 +218,9 @@ def write_table(name: str, table: Table, page: Path) -> None:
     before, after = _split(name, page)
     markdown = [_markdown(table.header)]
     markdown.append(_markdown([*["---"] * table.labels, *["---:"] * (len(table.header) - table.labels)]))
-    markdown += [_markdown([f"*{cell}*" for cell in line] if line[0] == PUBLISHED else line) for line in table.lines]
+    markdown += [
+        _markdown([cell and f"*{cell}*" for cell in line] if line[0] == PUBLISHED else line) for line in table.lines
+    ]
     markdown += ["", *(f"- {sentence}" for sentence in table.sentences)]
     write_whole(page, "\n".join([before, *markdown, after]).encode())
 

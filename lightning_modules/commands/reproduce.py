@@ -16,10 +16,18 @@ from typing import IO, Any
 
 from lightning_modules.commands.config_files import find_config
 from lightning_modules.grid import Cell, Grid
-from lightning_modules.grid_results import Curves, Results, summarise
-from lightning_modules.metrics_file import FIRST_COLUMNS, Row, read_metrics
+from lightning_modules.grid_results import Curves, Results, measured, summarise
+from lightning_modules.metrics_file import FIRST_COLUMNS, Row, last_values, read_metrics
 from lightning_modules.stability import summarise_courses
-from lightning_modules.tables import Table, check_page, print_table, stability_table, value_table, write_table
+from lightning_modules.tables import (
+    Table,
+    check_page,
+    measure_table,
+    print_table,
+    stability_table,
+    value_table,
+    write_table,
+)
 from models.names import check_name
 
 
@@ -83,7 +91,7 @@ def _files(grid: Grid, named: str | None) -> tuple[Results, Curves | None]:
     """The finished cells. The curves of results that are named on the command line lie beside them."""
     results = Path(named or grid.results or grid.folder / "results.csv")
     if grid.curves is None:
-        return Results(results), None
+        return Results(results, grid.measures), None
     curves = (
         results.with_name(f"{results.stem}_curves.csv") if named else grid.curves.file or grid.folder / "curves.csv"
     )
@@ -95,9 +103,10 @@ def _is_finished(cell: Cell, results: Results, curves: Curves | None) -> bool:
 
 
 def _table(grid: Grid, results: Results, curves: Curves | None) -> Table:
-    if curves is None:
-        return value_table(grid, summarise(grid, results))
-    return stability_table(grid, summarise_courses(grid, results, curves))
+    if curves is not None:
+        return stability_table(grid, summarise_courses(grid, results, curves))
+    summaries = summarise(grid, results)
+    return measure_table(grid, summaries, measured(grid, results)) if grid.measures else value_table(grid, summaries)
 
 
 def _run_cells(grid: Grid, cells: list[Cell], results: Results, curves: Curves | None, jobs: int) -> list[CellError]:
@@ -142,7 +151,7 @@ def _run_cell(grid: Grid, cell: Cell, threads: int) -> Outcome:
     try:
         metrics = read_metrics(folder / "metrics.csv")
         epochs = [] if grid.curves is None else _epochs(metrics, grid.curves.metrics)
-        return Outcome({**_read_run(folder, grid.metric, metrics), **_describe(cell)}, epochs)
+        return Outcome({**_read_run(folder, grid, metrics), **_describe(cell)}, epochs)
     except Exception as error:  # one cell's results are not worth those of the others
         raise CellError(f"{cell.name} ran, but {folder} cannot be read: {type(error).__name__}: {error}") from error
 
@@ -183,19 +192,20 @@ def _epochs(metrics: list[Row], wanted: Iterable[str]) -> list[Row]:
     return [{"epoch": str(epoch), **values} for epoch, values in sorted(epochs.items())]
 
 
-def _read_run(folder: Path, metric: str, metrics: list[Row]) -> dict[str, Any]:
-    """What a finished run says of itself: the metric, the steps, the parameters, and what it ran with."""
+def _read_run(folder: Path, grid: Grid, metrics: list[Row]) -> dict[str, Any]:
+    """What a finished run says of itself: the metric, the measures, the steps, the parameters, what it ran with."""
     from lightning_modules.runs import load_run
 
-    measured = [row for row in metrics if row.get(metric)]
-    if not any(math.isfinite(float(row[metric])) for row in measured):
-        check_name("metric", metric, {name for row in metrics for name in row} - set(FIRST_COLUMNS))
-        raise ValueError(f"{metric} has no finite value in metrics.csv")
-    last = measured[-1]
+    named = [row for row in metrics if row.get(grid.metric)]
+    if not any(math.isfinite(float(row[grid.metric])) for row in named):
+        check_name("metric", grid.metric, {name for row in metrics for name in row} - set(FIRST_COLUMNS))
+        raise ValueError(f"{grid.metric} has no finite value in metrics.csv")
+    last, values = named[-1], last_values(metrics)
     sessions = json.loads((folder / "environment.json").read_text())["sessions"]
     session = sessions[-1]
     return {
-        "value": f"{float(last[metric]):.6g}",
+        "value": f"{values[grid.metric]:.6g}",
+        **{name: f"{values[name]:.6g}" if name in values else "" for name in grid.measures},
         "steps": int(last["step"]) + 1,
         "minutes": f"{sum(s['minutes'] for s in sessions if s['stage'] == 'fit'):.1f}",
         "parameters": sum(parameter.numel() for parameter in load_run(folder).parameters()),

@@ -27,6 +27,25 @@ orders:
   - [plain, wide]
 """
 
+MEASURES = """
+title: Measures
+config: base.yaml
+metric: test/accuracy
+rows:
+  one: {label: One}
+columns:
+  plain: {label: Plain}
+  wide: {label: Wide, config: wide.yaml}
+seeds:
+  one: {plain: [0, 1], wide: [0, 1]}
+published:
+  one: {plain: 90.0}
+measures:
+  test/accuracy: accuracy
+  test/iou: IoU
+reference: plain
+"""
+
 CURVES = """
 title: Curves
 config: base.yaml

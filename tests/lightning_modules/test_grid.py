@@ -73,6 +73,8 @@ def test_settings_of_finished_experiments_stay_what_they_are(grid):
         ("wide: 90.0", "wide: high", "published.100.wide must be a number, got 'high'"),
         ("seeds: [0, 1]", "seeds: 3", "rows.100.seeds must be a list of whole numbers, got 3"),
         ("[plain, wide]", "[plane, wide]", "unknown column in orders: 'plane'"),
+        ("title:", "measures: {test/loss: loss}\ntitle:", "measures lack 'test/accuracy', the metric"),
+        ("title:", "reference: wid\ntitle:", "unknown column in reference: 'wid'. Did you mean 'wide'"),
         ("rows:", "rows: [", "while parsing"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 from pathlib import Path
 
@@ -166,5 +167,6 @@ def test_a_training_becomes_rows_a_table_and_a_figure(digits):
     [("val/acuracy", "Did you mean 'val/accuracy'"), ("val/loss", "val/loss has no finite value")],
 )
 def test_a_metric_that_no_run_measures_is_named(tmp_path, metric, message):
+    grid = dataclasses.replace(write_grid(tmp_path, VALUES), metric=metric)
     with pytest.raises(ValueError, match=message):
-        reproduce._read_run(tmp_path, metric, [{"epoch": "0", "step": "1", "val/accuracy": "0.5", "val/loss": "nan"}])
+        reproduce._read_run(tmp_path, grid, [{"epoch": "0", "step": "1", "val/accuracy": "0.5", "val/loss": "nan"}])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_modules.grid_results import Curves, Results, summarise
+from lightning_modules.grid_results import Curves, Results, measured, summarise
 from lightning_modules.stability import summarise_courses
-from lightning_modules.tables import print_table, stability_table, value_table, write_table
-from tests.helpers.grids import CURVES, VALUES, finish, result_row, write_grid
+from lightning_modules.tables import measure_table, print_table, stability_table, value_table, write_table
+from tests.helpers.grids import CURVES, MEASURES, VALUES, finish, result_row, write_grid
 
 FOUND = {"100-plain-seed0": 0.70, "100-plain-seed1": 0.72, "100-wide-seed0": 0.8, "1000-plain-seed0": 0.9}
 
@@ -40,6 +40,28 @@ def test_plain_numbers_of_which_low_ones_are_good(tmp_path):
         ["few", "0.710 ± 0.014 (2 seeds) ▲", "0.800 (1 seed)"],
         ["published", "0.5", "0.9"],
     ]
+
+
+def measures(grid, folder):
+    """Three finished cells, one of which lacks a measure."""
+    results = Results(folder / "results.csv", grid.measures)
+    found = {"plain-seed0": (0.90, 0.5), "plain-seed1": (0.92, 0.6), "wide-seed0": (0.91, "")}
+    for cell in grid.cells():
+        if (values := found.get(cell.name.removeprefix("one-"))) is not None:
+            results.add({**result_row(cell, values[0]), **dict(zip(grid.measures, values, strict=True))})
+    return measure_table(grid, summarise(grid, results), measured(grid, Results(results.path)))
+
+
+def test_measures_side_by_side_and_against_a_reference(tmp_path):
+    table = measures(write_grid(tmp_path, MEASURES), tmp_path)
+    assert table.labels == 2
+    assert [table.header, *table.lines] == [
+        ["", "", "seeds", "parameters", "accuracy", "IoU"],
+        ["One", "Plain", "2", "1,234", "91.0 ± 1.4", "55.0 ± 7.1"],
+        ["published", "", "", "", "90.0", ""],
+        ["One", "Wide", "1", "1,234", "91.0", "–"],
+    ]
+    assert table.sentences == ["One, Wide less Plain, 1 seed: accuracy +1.00."]
 
 
 def curves_table(grid, folder):
