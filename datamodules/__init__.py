@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "BaseDataModule": "datamodules.base",
+    "CatsDogsDataModule": "datamodules.cats_dogs",
     "CelebADataModule": "datamodules.celeba",
     "DigitsDataModule": "datamodules.digits",
     "FashionMNISTDataModule": "datamodules.fashion_mnist",

@@ -1,36 +1,24 @@
 """CelebA's aligned faces, or any folder of images, as squares of one size for generative networks."""
 
-import hashlib
-import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.base import BaseDataModule, Split
-from datamodules.crop import Crop, SquareCrop
-from datamodules.decoding import decode_in_blocks
+from datamodules.base import Split
+from datamodules.crop import Crop
 from datamodules.image_folder import DamagedFileError
 from datamodules.in_memory import Unlabelled
-from datamodules.listing import Listing, list_folder, list_named
-from datamodules.mapped_images import MappedImages
-from datamodules.memory_map import MemoryMap, Record
-from datamodules.sampling import process_place
-from datamodules.splits import random_split
+from datamodules.listing import list_folder, list_named
+from datamodules.mapped_images import PARTITIONS, Catalogue, MappedDataModule
 
-PARTITIONS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
-"""The numbers in list_eval_partition.txt."""
 IMAGE_FOLDER, PARTITION_FILE = "img_align_celeba", "list_eval_partition.txt"
 PUBLISHED_AT = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
-DAMAGED_NAMED = 10  # in a message
-MAP_VERSION = 1  # raised when the same files, crop and size are to give other pixels
 
 
-class CelebADataModule(BaseDataModule):
+class CelebADataModule(MappedDataModule):
     """202,599 aligned faces of 178x218 pixels (Liu, Luo, Wang and Tang, 2015), or a folder of images; no labels.
 
     The official layout is `<root>/celeba/img_align_celeba/*.jpg` beside `list_eval_partition.txt`, which says for each
@@ -72,6 +60,7 @@ class CelebADataModule(BaseDataModule):
     """
 
     in_channels = 3
+    cache_folder = "celeba"
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 
@@ -92,26 +81,28 @@ class CelebADataModule(BaseDataModule):
         skip_damaged: bool = False,
         cache_root: str | None = None,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, train_size, val_size, seed, drop_last=drop_last)
-        self.square = SquareCrop(crop if isinstance(crop, str) else float(crop), image_size, enlarge)
-        self.image_size = image_size
-        self.flip = flip
+        super().__init__(
+            root=root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            train_size=train_size,
+            val_size=val_size,
+            seed=seed,
+            predict_root=None,
+            drop_last=drop_last,
+            image_size=image_size,
+            crop=crop,
+            enlarge=enlarge,
+            flip=flip,
+            skip_damaged=skip_damaged,
+            cache_root=cache_root,
+        )
         self.folder = None if folder is None else Path(folder).expanduser()
-        self.skip_damaged = skip_damaged
-        self.cache_root = Path(cache_root or os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
-        self._source: tuple[MemoryMap, Tensor] | None = None  # and int64 (N,): the partition of each image in it
 
     def prepare_data(self) -> None:
-        """Decode all images into the memory map, if there is no intact one.
-
-        Raises:
-            FileNotFoundError: Images or the partition file are missing, or the folder holds none.
-            DamagedFileError: An image cannot be decoded (without `skip_damaged`), or a line of the partition file read.
-            ValueError: An image is too small.
-            CacheError: The memory map cannot be written.
-        """
+        """Decode all images into the memory map, as `MappedDataModule` does; prediction does not ask for it."""
         if self.trainer is None or not self.trainer.predicting:
-            self._prepare()
+            super().prepare_data()
 
     def setup(self, stage: str) -> None:
         """Open the memory map, after `prepare_data` where one process works alone and has not called it.
@@ -125,24 +116,6 @@ class CelebADataModule(BaseDataModule):
     def predict_dataloader(self) -> DataLoader:
         super().setup("predict")
         return super().predict_dataloader()
-
-    def fingerprint(self, split: Split) -> str:
-        # The crop too: images of one colour are the same in every crop.
-        key = f"{super().fingerprint(split)}/{self.square.crop}"
-        return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-
-    def make_train_and_val(self) -> tuple[MappedImages, MappedImages | None]:
-        memory_map, shared = self._members("train")
-        if not len(shared):
-            raise ValueError(self.how_to_fill("train"))
-        kept, carved = random_split(len(shared), self.train_size, self.val_size or 0, self.seed)
-        train = MappedImages(memory_map, shared[kept], self.seed if self.flip else None)
-        if self.val_size == 0:
-            return train, None
-        return train, MappedImages(memory_map, shared[carved] if self.val_size else self._members("val")[1])
-
-    def make_test(self) -> MappedImages:
-        return MappedImages(*self._members("test"))
 
     def make_predict(self) -> Unlabelled:
         test = self.make_test()
@@ -167,11 +140,10 @@ class CelebADataModule(BaseDataModule):
     def _layout(self) -> Path:
         return Path(self.root) / "celeba"
 
-    def _list(self) -> tuple[Listing, Tensor]:
-        """All images, and the partition of each, int64 (N,)."""
+    def list_images(self) -> Catalogue:
         if self.folder is not None:
             listing = list_folder(self.folder, "folder")
-            return listing, torch.full((len(listing),), PARTITIONS["train"])
+            return Catalogue(listing, torch.full((len(listing),), PARTITIONS["train"]))
         images, partition_file = self._layout / IMAGE_FOLDER, self._layout / PARTITION_FILE
         for path in (images, partition_file):
             if not path.exists():
@@ -181,45 +153,7 @@ class CelebADataModule(BaseDataModule):
                     "any folder of images."
                 )
         files, partition = read_partition(partition_file)
-        return list_named(images, files), partition
-
-    def _memory_map(self, listing: Listing) -> MemoryMap:
-        key = hashlib.blake2b(f"{MAP_VERSION}/{self.square}/{listing.digest()}".encode(), digest_size=8).hexdigest()
-        size = self.image_size
-        return MemoryMap(self.cache_root / "celeba" / f"{size}px-{key}.npy", (len(listing), size, size, 3))
-
-    def _prepare(self) -> None:
-        listing, partition = self._list()
-        memory_map = self._memory_map(listing)
-        decode = partial(decode_in_blocks, listing.paths, self.square.read, memory_map.shape[1:], self.skip_damaged)
-        record = memory_map.prepare(decode)
-        self._check_damaged(record)
-        self._source = memory_map, _without_damaged(partition, record)
-
-    def _check_damaged(self, record: Record) -> None:
-        """Refuse or report images that are black in the map because they could not be decoded."""
-        reasons = list(record.damaged.values())
-        if not reasons:
-            return
-        if not self.skip_damaged:
-            raise DamagedFileError(f"{reasons[0]} skip_damaged: true leaves such images ({len(reasons):,} here) out.")
-        if len(reasons) == record.shape[0]:
-            raise DamagedFileError(f"None of the {len(reasons):,} images can be decoded. The first: {reasons[0]}")
-        more = f" and {len(reasons) - DAMAGED_NAMED:,} more" if len(reasons) > DAMAGED_NAMED else ""
-        rank_zero_warn(
-            f"Skipped {len(reasons):,} of {record.shape[0]:,} images: {' '.join(reasons[:DAMAGED_NAMED])}{more}"
-        )
-
-    def _members(self, split: Split) -> tuple[MemoryMap, Tensor]:
-        """The memory map and the positions (int64) in it of a split's images, as the data set is published."""
-        if self._source is None and process_place()[0] == 1:
-            self._prepare()
-        if self._source is None:  # another process has prepared
-            listing, partition = self._list()
-            memory_map = self._memory_map(listing)
-            self._source = memory_map, _without_damaged(partition, memory_map.open()[1])
-        memory_map, partition = self._source
-        return memory_map, torch.nonzero(partition == PARTITIONS[split]).flatten()
+        return Catalogue(list_named(images, files), partition)
 
 
 def read_partition(path: Path) -> tuple[list[str], Tensor]:
@@ -247,10 +181,3 @@ def read_partition(path: Path) -> tuple[list[str], Tensor]:
         twice = next(file for file, count in Counter(files).items() if count > 1)
         raise DamagedFileError(f"{path} names {twice} more than once: fetch the file again, or repair it.")
     return files, torch.tensor(partition)
-
-
-def _without_damaged(partition: Tensor, record: Record) -> Tensor:
-    """`partition` with images that could not be decoded in none."""
-    kept = partition.clone()
-    kept[list(record.damaged)] = -1
-    return kept

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from datamodules.image_folder import open_image
+from datamodules.image_folder import ImageFolder, open_image
 
 Crop = float | Literal["as_published"]
 
@@ -68,3 +69,19 @@ class SquareCrop:
             )
         size = (self.image_size, self.image_size)
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
+
+
+class CroppedFolder(ImageFolder):
+    """An `ImageFolder` of RGB images that are cut as `square` says, in place of being squashed.
+
+    Raises:
+        ValueError: On reading, an image is too small, see `SquareCrop.read`.
+    """
+
+    def __init__(self, root: str | Path, square: SquareCrop) -> None:
+        super().__init__(root, 3, square.image_size)
+        self.square = square
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.tensor(self.square.read(self.root / self.files[index]))
+        return {"image": pixels.permute(2, 0, 1), "file": self.files[index]}

@@ -43,7 +43,11 @@ def list_folder(root: Path, key: str) -> Listing:
     Raises:
         FileNotFoundError: The folder is missing or holds no image; the message names `key`, which set it.
     """
-    files = find_images(root, key)
+    return list_paths(root, find_images(root, key))
+
+
+def list_paths(root: Path, files: list[str]) -> Listing:
+    """Files below `root` that are known to exist, by their paths relative to it."""
     return Listing(root, files, [_stamp((root / file).stat()) for file in files])
 
 

@@ -324,7 +324,7 @@ def test_where_the_map_is_kept(root, tmp_path, monkeypatch):
 
 
 def test_in_a_distributed_job_other_processes_only_open(root, monkeypatch):
-    monkeypatch.setattr("datamodules.celeba.process_place", lambda: (2, 1))
+    monkeypatch.setattr("datamodules.mapped_images.process_place", lambda: (2, 1))
     data = CelebADataModule(root=str(root), image_size=16)
     with pytest.raises(CacheError, match=r"no complete .*\.npy: call prepare_data"):
         data.setup("fit")
