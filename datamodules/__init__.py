@@ -11,6 +11,7 @@ _HOMES = {
     "CelebADataModule": "datamodules.celeba",
     "DigitsDataModule": "datamodules.digits",
     "FashionMNISTDataModule": "datamodules.fashion_mnist",
+    "NucleiDataModule": "datamodules.nuclei",
 }
 __all__ = list(_HOMES)
 
