@@ -2,6 +2,8 @@
 
 from models import dcgan as dcgan  # importing a family registers its networks
 from models import fashion_cnn as fashion_cnn
+from models import unet as unet
+from models import vgg as vgg
 from models.registry import create_model, list_models, register_model
 
 __all__ = ["create_model", "list_models", "register_model"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.convs import Variant
+from models.heads import Head, SegmentationHead
+from models.names import check_name
 from models.registry import register_model
 
 
@@ -17,16 +20,18 @@ from models.registry import register_model
 class FashionCNN(nn.Module):
     """Four convolutions, global average pooling, one dense layer.
 
-    Maps images (N, in_channels, H, W), 8 pixels or more a side, to logits (N, num_classes). Maps are halved at each
-    convolution but the last. The paper pins the batch norms' gamma, mean and variance to 1, 0 and 1, so that
-    beta alone is left: `norm="bias"` writes that as what it is, the bias of the convolution. `norm="batch"` is ordinary
-    batch norm. The paper gives neither widths nor where and how maps shrink: docs/gaussian.md shows both ways.
+    Maps images (N, in_channels, H, W), 8 pixels or more a side, to logits (N, num_classes); with the head "segment" to
+    (N, num_classes, H, W). Maps are halved at each convolution but the last. The paper pins the batch norms' gamma,
+    mean and variance to 1, 0 and 1, so that beta alone is left: `norm="bias"` writes that as what it is, the bias of
+    the convolution. `norm="batch"` is ordinary batch norm. The paper gives neither widths nor where and how maps
+    shrink: docs/gaussian.md shows both ways.
 
     Args:
         widths: Output channels of the four convolutions.
         kernel_size: Side of the filters, odd; a `conv` spec may say otherwise for its own layers.
         norm: "bias" or "batch".
         downsample: "pool", by max pooling after the convolution, or "stride", by the convolution's stride of 2.
+        head: "classify", or "segment", a `SegmentationHead` in place of pooling and dense layer.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class FashionCNN(nn.Module):
         kernel_size: int = 3,
         norm: str = "bias",
         downsample: str = "pool",
+        head: Head = "classify",
     ) -> None:
         super().__init__()
         if len(widths) != 4:
@@ -49,6 +55,7 @@ class FashionCNN(nn.Module):
             raise ValueError(f"norm must be 'bias' or 'batch', got {norm!r}")
         if downsample not in ("pool", "stride"):
             raise ValueError(f"downsample must be 'pool' or 'stride', got {downsample!r}")
+        check_name("head", head, get_args(Head))
         first, second, third, fourth = widths
         layer = partial(conv.conv, kernel_size=kernel_size, padding=kernel_size // 2, bias=norm == "bias")
         norm_layer = partial(conv.norm, kind="none" if norm == "bias" else norm)
@@ -63,7 +70,11 @@ class FashionCNN(nn.Module):
         self.conv4 = layer(third, fourth, position="exit")
         self.norm4 = norm_layer(fourth, position="exit")
         self.num_features = widths[-1]
-        self.fc = nn.Linear(self.num_features, num_classes)
+        if head == "classify":
+            self.fc = nn.Linear(self.num_features, num_classes)
+        else:
+            self.segmentation_head = SegmentationHead(self.num_features, num_classes)
+        self.head = head
         self.reset_parameters()
 
     @torch.no_grad()
@@ -84,4 +95,7 @@ class FashionCNN(nn.Module):
         return F.relu(self.norm4(self.conv4(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(F.adaptive_avg_pool2d(self.forward_features(x), 1).flatten(1))
+        features = self.forward_features(x)
+        if self.head == "segment":
+            return self.segmentation_head(features, x.shape[2:])
+        return self.fc(F.adaptive_avg_pool2d(features, 1).flatten(1))

@@ -17,7 +17,33 @@ IntOrPair = int | tuple[int, int]
 LAYER_ARGUMENTS = frozenset(
     {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"}
 )
-_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "none": lambda num_features: nn.Identity()}
+MAX_GROUPS = 32  # of a group norm, the number that its authors recommend
+
+
+def group_count(channels: int, at_most: int = MAX_GROUPS) -> int:
+    """Groups of a group norm: the most that divide the channels with two or more in each, up to `at_most`.
+
+    For the multiples of 64 those are the 32 groups of Wu and He (2018). A prime number of channels is one group.
+    """
+    return max((groups for groups in range(1, min(at_most, channels // 2) + 1) if channels % groups == 0), default=1)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda num_features: nn.GroupNorm(group_count(num_features), num_features),
+    "instance": lambda num_features: nn.InstanceNorm2d(num_features, affine=True),
+    "none": lambda num_features: nn.Identity(),
+}
+
+
+def build_norm(kind: str, num_features: int) -> nn.Module:
+    """A norm by name: "batch", "group" (see `group_count`), "instance" (with a gain and a shift) or "none".
+
+    Raises:
+        UnknownNameError: There is no such norm.
+    """
+    check_name("norm", kind, _NORMS)
+    return _NORMS[kind](num_features)
 
 
 def pair(value: IntOrPair | Sequence[int]) -> tuple[int, int]:
@@ -159,9 +185,8 @@ class Variant(ABC):
     def norm(
         self, num_features: int | tuple[int, ...], kind: str = "batch", *, position: Position = "inner"
     ) -> nn.Module:
-        """The normalisation that follows the convolution, or the `torch.cat` of these parts, at `position`."""
-        check_name("norm", kind, _NORMS)
-        return _NORMS[kind](num_features if isinstance(num_features, int) else sum(num_features))
+        """The norm that follows the convolution, or the `torch.cat` of these parts, at `position`; see `build_norm`."""
+        return build_norm(kind, num_features if isinstance(num_features, int) else sum(num_features))
 
     def put_into(self, network: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
         """Replace these plain convolutions of `network`, by name, in place.

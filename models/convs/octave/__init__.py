@@ -2,15 +2,15 @@
 
 from models.convs.octave import functions  # noqa: F401  (registers what torch functions do to pairs)
 from models.convs.octave.layers import OctaveConv2d, OctaveConvTranspose2d
-from models.convs.octave.norm import BetaWeighting, OctaveBatchNorm2d, get_betas, set_betas
+from models.convs.octave.norm import BetaWeighting, OctaveNorm, get_betas, set_betas
 from models.convs.octave.pair import OctavePair
 from models.convs.octave.variant import OctaveVariant
 
 __all__ = [
     "BetaWeighting",
-    "OctaveBatchNorm2d",
     "OctaveConv2d",
     "OctaveConvTranspose2d",
+    "OctaveNorm",
     "OctavePair",
     "OctaveVariant",
     "get_betas",

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from models.convs.octave.layers import OctaveConv2d
-from models.convs.octave.norm import OctaveBatchNorm2d
+from models.convs.octave.norm import MemberNorm, OctaveNorm
 from models.convs.octave.pair import OctavePair, Split, low_channels
 from models.convs.variant import Variant, geometry_of
-
-IMAGE_SIDE = 224  # pixels, of a network that does not say which size it takes: large enough to leave maps, not pixels
+from models.trial import example_input, try_out
 
 
 def put_octaves_into(network: nn.Module, convs: Mapping[str, nn.Conv2d], variant: Variant, alpha: float) -> None:
-    """Replaces these convolutions of `network`, by name, and the batch norms that meet their output, in place.
+    """Replaces these convolutions of `network`, by name, and the norms that meet their output, in place.
 
     Where they end, a tensor becomes a pair (its last channels lose their resolution by average pooling) in front
     of an octave convolution, and a pair becomes a tensor (nearest upsampling and concatenation) in front of a plain
@@ -38,7 +35,7 @@ def put_octaves_into(network: nn.Module, convs: Mapping[str, nn.Conv2d], variant
     Raises:
         ValueError: A layer that octave convolution cannot replace, or that has no meaning for pairs; it is named.
     """
-    example = _example_input(network)
+    example = example_input(network)
     trial = _Trial(network, example, convs, alpha)
     if isinstance(trial.output, OctavePair) and trial.replaced:
         trial = _Trial(network, example, convs, alpha, exit_name=trial.replaced[-1])
@@ -49,8 +46,8 @@ def put_octaves_into(network: nn.Module, convs: Mapping[str, nn.Conv2d], variant
             raise _naming(error, name, convs[name]) from error
     for name, met in trial.met.items():
         module = network.get_submodule(name)
-        if met is not None and isinstance(module, _BatchNorm):
-            network.set_submodule(name, OctaveBatchNorm2d.from_norm(module, met))
+        if met is not None and isinstance(module, MemberNorm):
+            network.set_submodule(name, OctaveNorm.from_norm(module, met))
         elif met is not None and name not in trial.replaced:
             module.register_forward_pre_hook(_pair_to_tensor)
     if isinstance(_run(network, example), OctavePair):  # the network as it is now, so that what cannot work fails here
@@ -63,7 +60,7 @@ class _Trial:
     Those convolutions give pairs, norms and functions hand them on; other convolutions are given tensors.
 
     Attributes:
-        met: For each convolution and batch norm that ran: the channels (high, low) of the pair that it met, None for a
+        met: For each convolution and norm that ran: the channels (high, low) of the pair that it met, None for a
             tensor.
         entry: The convolution that ran first.
         replaced: The convolutions that made pairs, in the order in which they ran; with them, `exit_name`.
@@ -98,7 +95,7 @@ class _Trial:
         return taken, low_channels(self._alpha, conv.out_channels)
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args or not isinstance(module, _ConvNd | _BatchNorm):
+        if not args or not isinstance(module, _ConvNd | MemberNorm):
             return None
         if self.entry is None and isinstance(module, _ConvNd):
             self.entry = name
@@ -109,7 +106,7 @@ class _Trial:
         return None if met is None else (x.to_tensor(), *args[1:])
 
     def _leave(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, MemberNorm):
             met = self.met.get(name)
             return None if met is None else OctavePair.from_tensor(output, met[1])
         if name not in self._convs or tuple(output.shape[2:]) == (1, 1):
@@ -160,7 +157,7 @@ def _run(
     enter: Callable[..., Any] = lambda *_: None,
     leave: Callable[..., Any] = lambda *_: None,
 ) -> Any:
-    """What `network` returns for an input on the meta device, in eval mode: shapes alone, in no time and memory.
+    """What `network` returns in a trial pass; errors name the layer.
 
     `enter(name, module, args)` and `leave(name, module, args, output)` may change what a module is given and gives.
     """
@@ -175,13 +172,12 @@ def _run(
         running.pop()
         return changed
 
-    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    with _evaluating(network), ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for name, module in network.named_modules():
             hooks.callback(module.register_forward_pre_hook(partial(before, name)).remove)
             hooks.callback(module.register_forward_hook(partial(after, name)).remove)
         try:
-            return torch.func.functional_call(network, state, (example,))
+            return try_out(network, example)
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _naming(error, *running[-1]) from error
 
@@ -191,26 +187,3 @@ def _naming(error: Exception, name: str, module: nn.Module) -> ValueError:
     return ValueError(
         f"octave convolutions do not fit {layer}: {str(error).rstrip('.')}. conv_layers can leave layers out."
     )
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _example_input(network: nn.Module) -> Tensor:
-    """A batch of what `network` takes, by what it says of itself: latents, or images of timm's or another size."""
-    conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    config = getattr(network, "pretrained_cfg", None) or {}
-    _, *sides = config.get("input_size") or (3, IMAGE_SIDE, IMAGE_SIDE)
-    shape: Any = getattr(network, "image_shape", (conv.in_channels, *sides))
-    if hasattr(network, "latent_dim"):
-        shape = (network.latent_dim,)
-    return torch.empty(2, *shape, dtype=conv.weight.dtype, device="meta")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from models.convs.octave.pair import OctavePair, Split
+from models.convs.variant import group_count
+
+MemberNorm = _NormBase | nn.GroupNorm
+"""What normalises a member: batch, instance or group norm."""
+
+_Norm = TypeVar("_Norm", bound=MemberNorm)
 
 
 class BetaWeighting(nn.Module):
@@ -47,28 +53,24 @@ class BetaWeighting(nn.Module):
         self._update()
 
 
-class OctaveBatchNorm2d(BetaWeighting):
-    """Batch norm of each member with statistics of its own, then the beta weighting.
+class OctaveNorm(BetaWeighting):
+    """A norm of each member, with statistics of its own, then the beta weighting.
 
-    Maps pairs to pairs of the same shape: (beta_H bn_h(high), beta_L bn_l(low)).
+    Maps pairs to pairs of the same shape: (beta_H norm_h(high), beta_L norm_l(low)).
 
     Args:
-        high_features, low_features: Channels of the members; 0 for a member that is absent.
-        options: Those of `nn.BatchNorm2d`.
+        high, low: The members' norms, of any kind; None for a member that is absent.
     """
 
-    def __init__(self, high_features: int, low_features: int, **options: Any) -> None:
+    def __init__(self, high: MemberNorm | None, low: MemberNorm | None) -> None:
         super().__init__()
-        self.high: _BatchNorm | None = nn.BatchNorm2d(high_features, **options) if high_features else None
-        self.low: _BatchNorm | None = nn.BatchNorm2d(low_features, **options) if low_features else None
+        self.high = high
+        self.low = low
 
     @classmethod
-    def from_norm(cls, norm: _BatchNorm, channels: Split) -> OctaveBatchNorm2d:
+    def from_norm(cls, norm: MemberNorm, channels: Split) -> OctaveNorm:
         """The same norm, its values and any activation behind it included, of the (high, low) `channels` of a pair."""
-        new = cls(0, 0)
-        new.high = _of_channels(norm, 0, channels[0])
-        new.low = _of_channels(norm, channels[0], channels[1])
-        return new
+        return cls(_of_channels(norm, 0, channels[0]), _of_channels(norm, channels[0], channels[1]))
 
     def forward(self, x: OctavePair) -> OctavePair:
         if not isinstance(x, OctavePair):
@@ -76,7 +78,7 @@ class OctaveBatchNorm2d(BetaWeighting):
         high = self._normalise(self.high, x.high, self.beta_high)
         return OctavePair(high, self._normalise(self.low, x.low, self.beta_low), x.full_size)
 
-    def _normalise(self, norm: _BatchNorm | None, x: Tensor | None, beta: Tensor) -> Tensor | None:
+    def _normalise(self, norm: MemberNorm | None, x: Tensor | None, beta: Tensor) -> Tensor | None:
         if norm is None:
             return None
         if not self.is_weighted:
@@ -88,11 +90,14 @@ class OctaveBatchNorm2d(BetaWeighting):
         return torch.func.functional_call(norm, weighted, (x,))
 
 
-def _of_channels(norm: _BatchNorm, start: int, count: int) -> _BatchNorm | None:
+def _of_channels(norm: _Norm, start: int, count: int) -> _Norm | None:
     if count == 0:
         return None
     part = copy.deepcopy(norm)
-    part.num_features = count
+    if isinstance(part, nn.GroupNorm):
+        part.num_channels, part.num_groups = count, group_count(count, at_most=part.num_groups)
+    else:
+        part.num_features = count
     for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):
         if value.ndim:
             own = value.detach()[start : start + count].clone()

@@ -9,10 +9,10 @@ from torch import nn
 
 from models.convs.octave.layers import OctaveConv2d, OctaveConvTranspose2d
 from models.convs.octave.network import put_octaves_into
-from models.convs.octave.norm import BetaWeighting, OctaveBatchNorm2d
+from models.convs.octave.norm import BetaWeighting, OctaveNorm
 from models.convs.octave.pair import low_channels
 from models.convs.registry import register_conv
-from models.convs.variant import IntOrPair, Position, Variant, pair
+from models.convs.variant import IntOrPair, Position, Variant, build_norm, pair
 
 
 @register_conv("octave")
@@ -114,12 +114,13 @@ class OctaveVariant(Variant):
             return plain
         if kind == "none":
             return BetaWeighting()
-        features = num_features if isinstance(num_features, int) else sum(num_features)
         low = low_channels(self.alpha, num_features)
-        return OctaveBatchNorm2d(features - low, low)
+        high = (num_features if isinstance(num_features, int) else sum(num_features)) - low
+        members: list[Any] = [build_norm(kind, channels) if channels else None for channels in (high, low)]
+        return OctaveNorm(*members)
 
     def put_into(self, network: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
-        """As `Variant.put_into`, and the batch norms that meet pairs; see `put_octaves_into` for the borders."""
+        """As `Variant.put_into`, and the norms that meet pairs; see `put_octaves_into` for the borders."""
         if self.alpha == 0:
             super().put_into(network, convs)
         else:

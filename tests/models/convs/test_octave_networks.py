@@ -14,7 +14,7 @@ from lightning_modules.commands.describe import layer_type
 from models import create_model
 from models.analysis import analyse
 from models.convs import OctaveConv2d, OctavePair, build_variant
-from models.convs.octave import OctaveBatchNorm2d, get_betas, set_betas
+from models.convs.octave import OctaveNorm, get_betas, set_betas
 from models.replace import replace_convs
 
 
@@ -59,7 +59,7 @@ def test_families_of_timm(name, plain):
 
 def test_resnet_keeps_its_batch_norms_values():
     network = create_model("timm/resnet18", conv="octave")
-    assert len(names_of(network, OctaveBatchNorm2d)) == 20
+    assert len(names_of(network, OctaveNorm)) == 20
     assert network.layer1[0].bn2.high.weight.sum() == 0  # timm starts residual branches at zero
     assert network.bn1.low.weight.sum() == 32
     assert get_betas(network) == (1, 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from models import create_model
 from models.convs import OctaveConv2d, OctaveConvTranspose2d, OctavePair, build_variant, create_conv
-from models.convs.octave import BetaWeighting, OctaveBatchNorm2d
+from models.convs.octave import BetaWeighting, OctaveNorm
 
 OCTAVE = build_variant("octave")
 
@@ -44,7 +44,8 @@ def test_alpha_0_gives_plain_modules():
 
 def test_norms_follow_the_maps():
     norm = OCTAVE.norm(7)
-    assert isinstance(norm, OctaveBatchNorm2d)
+    assert isinstance(norm, OctaveNorm)
+    assert isinstance(norm.high, nn.BatchNorm2d)
     assert (norm.high.num_features, norm.low.num_features) == (4, 3)
     assert OCTAVE.norm((7, 7)).low.num_features == 6
     assert OCTAVE.norm(7, position="entry").low.num_features == 3
@@ -56,6 +57,15 @@ def test_norms_follow_the_maps():
     low = build_variant({"name": "octave", "alpha": 1}).norm(7)
     assert low.high is None
     assert low.low.num_features == 7
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("group", nn.GroupNorm), ("instance", nn.InstanceNorm2d)])
+def test_norms_of_every_kind(kind, layer):
+    norm = OCTAVE.norm((9, 9), kind)
+    assert [type(member) for member in (norm.high, norm.low)] == [layer, layer]
+    assert [len(member.weight) for member in (norm.high, norm.low)] == [10, 8]
+    assert type(OCTAVE.norm(9, kind, position="exit")) is layer
+    assert build_variant({"name": "octave", "alpha": 1}).norm(9, kind).high is None
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.01, float("nan")])
