@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lightning_modules.freezing import evaluate_frozen, freeze_all_but
+from lightning_modules.weights import StartingPoint, load_pretrained, share_weights
 from models import create_model
 from models.convs import geometry_parameters
+from models.registry import network_options
 
 # As in `lightning.pytorch.cli`, which is not imported here because it needs jsonargparse.
 OptimizerCallable = Callable[[Iterable], Optimizer]
@@ -45,10 +50,27 @@ class BaseTask(LightningModule):
         geometry_lr_factor: The learning rate of geometry parameters (scales, shifts, angles of synthesised filters) as
             a multiple of the others'. They are a group of their own, without weight decay.
         compile: Compile the network with `torch.compile`, in place: checkpoints stay interchangeable.
+        init_from: Start from the weights of this file: a checkpoint of the suite, a run folder (its best one), or a
+            state dict such as torchvision publishes.
+        init_skip: Shell-style patterns of the network's parameters that keep their own initialisation (a new head, a
+            replaced layer); what only the file has may be named too. Every other name and shape must agree.
+        fit_replaced: Initialise the layers of `init_skip` that synthesise their filters (Gaussian derivatives ...) by
+            least squares to the filters that `init_from` has in their place; see `models.convs.fitting`.
+        trainable: Shell-style patterns of the network's parameters that are trained. All others are frozen, and all
+            modules that are not within what is named are in evaluation mode: no batch norm moves its statistics there,
+            no dropout drops. It saves memory, and time where the trained layers are the last ones: the gradient of a
+            first layer passes through all others anyway. Default: everything is trained.
+
+    `init_from`, and `pretrained: true` among the options of a network, are read when a fit or an evaluation begins that
+    has no checkpoint (see `load_initial_weights`): what is resumed or loaded from a checkpoint needs no other file.
+
+    Attributes:
+        network_spec: What `models.create_model` builds the network by; checkpoints hold it under "network".
     """
 
     monitor: str | None
     mode: str
+    head: str | None = None  # what backbones end in, where the task asks for it: "classify" or "segment"
     clipping = "trainer.gradient_clip_val"  # the option that clips gradients
     first_bad_step: Tensor
 
@@ -63,28 +85,89 @@ class BaseTask(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         geometry_lr_factor: float = 1.0,
         compile: bool = False,
+        init_from: str | None = None,
+        init_skip: list[str] | None = None,
+        fit_replaced: bool | None = None,
+        trainable: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler"])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.geometry_lr_factor = geometry_lr_factor
-        if linked := {"in_channels", "num_classes", "conv"} & set(model_options or {}):
-            raise ValueError(f"model_options must not hold {sorted(linked)}: they are arguments of the task itself")
-        self.network: nn.Module = create_model(
-            model, conv=conv, in_channels=in_channels, num_classes=num_classes, **(model_options or {})
-        ).to(memory_format=torch.channels_last)
+        self.is_pretrained = bool((model_options or {}).get("pretrained"))
+        self.starting_point = _starting_point(init_from, init_skip, fit_replaced, self.is_pretrained)
+        self.network_spec = self._network_spec(model, conv, in_channels, num_classes, dict(model_options or {}))
+        self.network: nn.Module = create_model(**self.network_spec).to(memory_format=torch.channels_last)
+        if self.starting_point is not None:
+            self.starting_point.check(self.network)
+        self.holds_weights = False  # others than the network was built with
+        self.trainable = trainable
+        if trainable:
+            freeze_all_but(self.network, trainable)
+            evaluate_frozen(self.network, trainable)
         if compile:
             self.network.compile()
         # Step of the first non-finite loss, -1 while there is none. It stays on the device until somebody must know.
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.configure_metrics()
 
+    def _network_spec(
+        self,
+        model: str,
+        conv: str | dict[str, Any],
+        in_channels: int,
+        num_classes: int | None,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        if linked := {"in_channels", "num_classes", "conv", "head"} & set(options):
+            raise ValueError(f"model_options must not hold {sorted(linked)}: the task itself says that")
+        if self.head is not None and "head" in network_options(model):
+            options["head"] = self.head
+        if self.is_pretrained:
+            options["pretrained"] = False  # until these weights are wanted: a checkpoint may bring others
+        return {"name": model, "conv": conv, "in_channels": in_channels, "num_classes": num_classes, **options}
+
     def configure_metrics(self) -> None:
         """Create the metrics of the task, as modules, so that they follow it to its device."""
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images)
+
+    def load_initial_weights(self) -> None:
+        """Give the network the weights of `init_from` or `pretrained`, unless it has loaded weights already.
+
+        Comes by itself when a fit or an evaluation begins; without a Trainer it is to be called.
+
+        Raises:
+            CheckpointError: The file of `init_from` is missing or damaged.
+            ValueError: It holds weights of another network; the message lists what differs.
+            OSError: `pretrained` weights cannot be had.
+        """
+        if self.holds_weights:
+            return
+        if self.starting_point is not None:
+            self.starting_point.load(self.network)
+        elif self.is_pretrained:
+            load_pretrained(self.network, self.network_spec, run_seed())
+        self.holds_weights = True
+
+    def on_fit_start(self) -> None:
+        """Comes, as the hooks of evaluations below, once a checkpoint has been loaded."""
+        if self.trainable:
+            # Lightning warns of modules in evaluation mode.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+        if not self.holds_weights and (self.starting_point is not None or self.is_pretrained):
+            self.load_initial_weights()
+            share_weights(self.network)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def train(self, mode: bool = True) -> BaseTask:
+        super().train(mode)
+        if self.trainable:
+            evaluate_frozen(self.network, self.trainable)
+        return self
 
     def networks(self, image_shape: tuple[int, ...]) -> list[tuple[nn.Module, tuple[int, ...]]]:
         """The networks of the task, each with the shape of its input where images have `image_shape`."""
@@ -143,6 +226,7 @@ class BaseTask(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["network"] = self.network_spec
         self.check_finite()
         bad = [name for name, value in checkpoint["state_dict"].items() if not _finite(value)]
         if bad:
@@ -160,12 +244,26 @@ class BaseTask(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         try:
-            return super().load_state_dict(state_dict, strict, assign)
+            loaded = super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             raise ValueError(
                 f"this checkpoint belongs to another network than model={self.hparams['model']!r} with "
                 f"conv={self.hparams['conv']!r}. {error}"
             ) from error
+        self.holds_weights = True
+        return loaded
+
+
+def _starting_point(
+    file: str | None, skip: Sequence[str] | None, fit: bool | None, is_pretrained: bool
+) -> StartingPoint | None:
+    if file is None:
+        if skip or fit:
+            raise ValueError(f"{'init_skip' if skip else 'fit_replaced'} says how init_from is read: set that too")
+        return None
+    if is_pretrained:
+        raise ValueError("init_from and pretrained both say what the network starts from: leave one of them out")
+    return StartingPoint(Path(file), tuple(skip or ()), bool(fit))
 
 
 def _finite(value: Tensor) -> bool:

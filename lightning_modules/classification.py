@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from lightning_modules.base import BaseTask
 from lightning_modules.labels import class_names
+from lightning_modules.metrics.confusion import accuracy, recall
 
 Batch = dict[str, Any]
 
@@ -29,6 +30,7 @@ class ClassificationTask(BaseTask):
 
     monitor = "val/accuracy"
     mode = "max"
+    head = "classify"
 
     def configure_metrics(self) -> None:
         self.val_metrics = _metrics(self.hparams["num_classes"])
@@ -75,11 +77,10 @@ class ClassificationTask(BaseTask):
         for metric in metrics.values():
             metric.reset()
         confusion = self.confusion[stage] = values.pop("confusion").cpu()
-        hits, totals = confusion.diagonal().double(), confusion.sum(1).double()
-        values["accuracy"] = hits.sum() / totals.sum()
+        values["accuracy"] = accuracy(confusion)
         if stage == "test":
-            rows = zip(class_names(self.trainer, len(hits)), hits, totals, strict=True)
-            values |= {f"accuracy_{name}": hit / total for name, hit, total in rows if total > 0}
+            of_classes = zip(class_names(self.trainer, len(confusion)), recall(confusion), strict=True)
+            values |= {f"accuracy_{name}": value for name, value in of_classes if not value.isnan()}
         # Every process has computed the same values, so nothing is left to reduce.
         self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
 

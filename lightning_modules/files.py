@@ -57,24 +57,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, truncated, no checkpoint, or holds more than tensors and plain data.
     """
-    import torch
-
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint, or holds more than tensors and plain data, which is never loaded"
-        ) from error
-    except Exception as error:  # arbitrary bytes raise arbitrary errors in there
-        raise CheckpointError(
-            f"{path} is truncated, damaged or no checkpoint ({_first_line(error)}); use another checkpoint of the run"
-        ) from error
+    checkpoint = read_torch_file(Path(path), "checkpoint")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is a file of torch, but no checkpoint of a run: it has no 'state_dict'")
     return checkpoint
+
+
+def read_torch_file(path: Path, kind: str) -> Any:
+    """What torch saved to `path`, its tensors on the CPU; nothing in the file is executed. `kind` is for messages.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, none of torch's, or holds more than tensors and plain data.
+    """
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no {kind} {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no {kind}, or holds more than tensors and plain data, which is never loaded"
+        ) from error
+    except Exception as error:  # arbitrary bytes raise arbitrary errors in there
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no {kind} ({_first_line(error)}); use another {kind}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-# What the command line links to a task from its data, and `latent_dim`, which a GAN's task passes on as well.
-GIVEN_BY_TASK = {"in_channels", "num_classes", "image_size", "latent_dim"}
 # Where a run runs, what it shows and how often it saves is no part of what it computes.
 NOT_COMPARED = {
     "trainer": {
@@ -175,19 +173,13 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
         CheckpointError: The checkpoint is damaged, or not one of this suite.
     """
     from lightning_modules.files import CheckpointError
-    from models.registry import create_model, network_options
+    from models import create_model
 
     path = Run(folder).checkpoint(checkpoint) if checkpoint in ("best", "last") else Path(checkpoint)
     saved = read_checkpoint(path)
-    settings = saved.get("hyper_parameters", {})
-    if "model" not in settings:
+    if "network" not in saved:
         raise CheckpointError(f"{path} does not say which network it holds: it was not written by this suite")
-    options = dict(settings["model_options"] or {})
-    if "pretrained" in options:
-        options["pretrained"] = False  # its weights are in the checkpoint: nothing is to be downloaded
-    # The command line saves all that it links from the data, whether or not task and network want it.
-    given = {name: settings.get(name) for name in GIVEN_BY_TASK & network_options(settings["model"])}
-    network = create_model(settings["model"], conv=settings["conv"], **{**given, **options})
+    network = create_model(**saved["network"])
     averaged = "ema_generator.module."
     prefix = averaged if any(key.startswith(averaged) for key in saved["state_dict"]) else "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}

@@ -1,0 +1,187 @@
+"""What a network starts from: weights of a file, but in the layers that keep their own initialisation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_modules.files import CheckpointError, read_torch_file
+from lightning_modules.runs import Run
+from models import create_model
+from models.convs import SynthesisedConv2d
+
+LISTED = 10  # names of a kind in a message
+TASK_PREFIX = "network."  # of the network in the checkpoints of this suite
+WRAPPER_PREFIX = "module."  # of a network in DataParallel or DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Weights of a file for a network.
+
+    Args:
+        file: A checkpoint of this suite, a run folder (its best checkpoint, or the last), or a state dict as torch
+            saves it, by itself or under "state_dict".
+        skip: Shell-style patterns of what keeps its own initialisation, or, where only the file has it, is left out.
+        fit: Fit the skipped layers that synthesise their filters to those that the file has in their place.
+    """
+
+    file: Path
+    skip: tuple[str, ...] = ()
+    fit: bool = False
+
+    def check(self, network: nn.Module) -> None:
+        """Raise `ValueError` where `fit` would have nothing to do."""
+        if self.fit and not self._fitted_layers(network):
+            synthesised = [name for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv2d)]
+            raise ValueError(
+                "fit_replaced fits layers that synthesise their filters and are named by init_skip "
+                f"({list(self.skip)}), but there is none. Layers of the network that do: "
+                f"{', '.join(synthesised[:LISTED]) or 'none'}. Name one in init_skip, or set fit_replaced to false."
+            )
+
+    def load(self, network: nn.Module) -> None:
+        """Load the weights into `network`, and say so in one line.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or holds more than tensors and plain data.
+            ValueError: Weights of another network; the message lists what differs.
+        """
+        file = Run(self.file).checkpoint() if self.file.is_dir() else self.file
+        weights = read_weights(file)
+        load_weights(network, weights, self.skip, source=str(file))
+        said = [f"weights of {file} (sha256 {_sha256(file)[:12]})"]
+        for name, layer in self._fitted_layers(network).items():
+            residual = fit_layer(name, layer, weights, source=str(file))
+            said.append(f"{name} fitted to its filters (relative residual {residual:.2g})")
+        rank_zero_info("; ".join(said))
+
+    def _fitted_layers(self, network: nn.Module) -> dict[str, SynthesisedConv2d]:
+        if not self.fit:
+            return {}
+        return {
+            name: layer
+            for name, layer in network.named_modules()
+            if isinstance(layer, SynthesisedConv2d)
+            and all(_matches(f"{name}.{key}", self.skip) for key in layer.state_dict() if key != "bias")
+        }
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A network's state dict from `path`, on the CPU; nothing in the file is executed.
+
+    Of a checkpoint of this suite it is that of the task's network (of a GAN the generator); a prefix "module." that all
+    names share is taken off.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+    """
+    try:
+        content = read_torch_file(path, "file of weights")
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from: {error}") from error
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f"init_from: {path} is a file of torch, but holds no state dict")
+    if all(name.startswith(WRAPPER_PREFIX) for name in weights):
+        weights = _below(weights, WRAPPER_PREFIX)
+    return _below(weights, TASK_PREFIX) or dict(weights)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], skip: Sequence[str], source: str) -> None:
+    """Copy `weights` into `network`, all but what the shell-style patterns `skip` match.
+
+    A batch norm's count of batches may be missing, as in old files.
+
+    Raises:
+        ValueError: Names or shapes differ elsewhere, or a pattern matches nothing; the message lists it.
+    """
+    own = network.state_dict()
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in (*own, *weights)):
+            raise ValueError(f"init_skip: {pattern!r} matches nothing in the network, nor in {source}")
+    wanted = [name for name in own if not _matches(name, skip)]
+    given = [name for name in weights if not _matches(name, skip)]
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in own]
+    shapes = [name for name in wanted if name in weights and weights[name].shape != own[name].shape]
+    if missing or unexpected or shapes:
+        sizes = [f"{name} {tuple(weights[name].shape)} in place of {tuple(own[name].shape)}" for name in shapes]
+        raise ValueError(
+            f"init_from: {source} does not fit the network. What is to keep its own initialisation is named by "
+            f"init_skip: {_suggestion([*missing, *unexpected, *shapes])}. "
+            f"Missing there: {_listed(missing)}. Unexpected: {_listed(unexpected)}. Of other shapes: {_listed(sizes)}."
+        )
+    network.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+def fit_layer(name: str, layer: SynthesisedConv2d, weights: Mapping[str, Tensor], source: str) -> float:
+    """Fit `layer` to the filters `<name>.weight` (and bias) of `weights`; the relative residual.
+
+    Raises:
+        ValueError: There are no such filters, or the layer cannot take their place.
+    """
+    from models.convs.fitting import fit_filters
+
+    if f"{name}.weight" not in weights:
+        raise ValueError(f"fit_replaced: {source} has no filters {name}.weight for layer {name!r}")
+    try:
+        return fit_filters(layer, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+    except ValueError as error:
+        raise ValueError(f"fit_replaced: layer {name!r}: {error}") from error
+
+
+def load_pretrained(network: nn.Module, spec: Mapping[str, Any], seed: int) -> None:
+    """Copy into `network` the weights of `create_model(**spec, pretrained=True)`; those of new layers follow the seed.
+
+    Raises:
+        ValueError: There are no such weights for these options.
+        OSError: They cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.load_state_dict(create_model(**{**spec, "pretrained": True}).state_dict())
+    rank_zero_info(f"pretrained weights of {spec['name']}")
+
+
+@torch.no_grad()
+def share_weights(network: nn.Module) -> None:
+    """Give every process the weights of the first: machines of different kinds round differently."""
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    for value in network.state_dict().values():
+        shared = value.contiguous()
+        dist.broadcast(shared, src=0)
+        value.copy_(shared)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _suggestion(names: Sequence[str]) -> str:
+    layers = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*".removeprefix(".") for name in names))
+    return str(layers) if len(layers) <= LISTED else "but these are many layers, thus rather weights of another network"
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:LISTED]) or "none"
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
