@@ -9,6 +9,7 @@ _HOMES = {
     "BaseTask": "lightning_modules.base",
     "ClassificationTask": "lightning_modules.classification",
     "GANTask": "lightning_modules.gan",
+    "SegmentationTask": "lightning_modules.segmentation",
     "load_run": "lightning_modules.runs",
 }
 __all__ = list(_HOMES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,46 @@ def _(logger: WandbLogger, key: str, pixels: np.ndarray, step: int) -> None:
 @show_picture.register(TensorBoardLogger)
 def _(logger: TensorBoardLogger, key: str, pixels: np.ndarray, step: int) -> None:
     logger.experiment.add_image(key, pixels, step, dataformats="HWC")
+
+
+@dataclass(frozen=True)
+class MaskedImage:
+    """An image, and masks that a logger may lay over it.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        masks: Names to classes, uint8 (H, W).
+        caption: What is written beneath it.
+    """
+
+    pixels: np.ndarray
+    masks: Mapping[str, np.ndarray]
+    caption: str
+
+
+@singledispatch
+def show_masks(logger: Logger, key: str, images: Sequence[MaskedImage], class_names: Sequence[str], step: int) -> None:
+    """Show images with masks to switch on and off; a logger of a class not registered here shows none.
+
+    `class_names` are those of all classes that the masks hold.
+    """
+
+
+@show_masks.register(WandbLogger)
+def _(logger: WandbLogger, key: str, images: Sequence[MaskedImage], class_names: Sequence[str], step: int) -> None:
+    if len(class_names) > 128:  # W&B keeps masks as int8
+        return
+    labels = dict(enumerate(class_names))
+    logger.log_image(
+        key,
+        [image.pixels for image in images],
+        step=step,
+        caption=[image.caption for image in images],
+        masks=[
+            {name: {"mask_data": mask, "class_labels": labels} for name, mask in image.masks.items()}
+            for image in images
+        ],
+    )
 
 
 def _png(picture: Any) -> bytes:

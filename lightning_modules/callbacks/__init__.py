@@ -17,10 +17,12 @@ _HOMES = {
     "KernelPictures": "kernel_pictures",
     "LatentInterpolation": "latent_interpolation",
     "LearningCurves": "learning_curves",
+    "MaskWriter": "mask_writer",
     "OctaveContributions": "octave_contributions",
     "PredictionWriter": "predictions",
     "RealAndGenerated": "real_and_generated",
     "SampleWriter": "sample_writer",
+    "SegmentationOverlays": "segmentation_overlays",
     "WandbSummary": "wandb_summary",
     "WorstMistakes": "worst_mistakes",
 }
@@ -40,10 +42,12 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     from lightning_modules.callbacks.confusion_matrix import ConfusionMatrix
     from lightning_modules.callbacks.kernel_pictures import KernelPictures
     from lightning_modules.callbacks.learning_curves import LearningCurves
+    from lightning_modules.callbacks.segmentation_overlays import SegmentationOverlays
     from lightning_modules.callbacks.wandb_summary import WandbSummary
     from lightning_modules.callbacks.worst_mistakes import WorstMistakes
     from lightning_modules.classification import ClassificationTask
     from lightning_modules.gan import GANTask
+    from lightning_modules.segmentation import SegmentationTask
 
     rates = LearningRateMonitor(logging_interval="step")
     callbacks: list[Callback] = [rates, KernelPictures(), WandbSummary()]
@@ -52,6 +56,8 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     callbacks.append(LearningCurves())
     if isinstance(task, ClassificationTask):
         callbacks += [ConfusionMatrix(), WorstMistakes()]
+    if isinstance(task, SegmentationTask):
+        callbacks += [ConfusionMatrix(), SegmentationOverlays()]
     return callbacks
 
 
@@ -67,8 +73,12 @@ def _gan_callbacks() -> list[Callback]:
 
 def prediction_callbacks(task: BaseTask) -> list[Callback]:
     """What writes the predictions of `task` to its run folder."""
+    from lightning_modules.callbacks.mask_writer import MaskWriter
     from lightning_modules.callbacks.predictions import PredictionWriter
     from lightning_modules.callbacks.sample_writer import SampleWriter
     from lightning_modules.gan import GANTask
+    from lightning_modules.segmentation import SegmentationTask
 
-    return [SampleWriter() if isinstance(task, GANTask) else PredictionWriter()]
+    if isinstance(task, GANTask):
+        return [SampleWriter()]
+    return [MaskWriter() if isinstance(task, SegmentationTask) else PredictionWriter()]

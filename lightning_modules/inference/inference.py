@@ -1,0 +1,150 @@
+"""How a network's logits of whole images come about: one pass, or the average over tiles, flips and scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, reduce
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_modules.inference.augmentation import Flip, resize
+from lightning_modules.inference.tiling import SlidingWindow, Window
+
+Network = Callable[[Tensor], Tensor]
+Average = Literal["probabilities", "logits"]
+MergeFlips = Literal["average", "mean_logits", "sum_logits"]
+
+
+class Inference:
+    """Predicts images (N, C, H, W) or volumes (N, C, D, H, W) of any size.
+
+    By default one pass of the whole images. Otherwise, from the outside inwards: each scale resizes the image (bilinear
+    with antialiasing), a window slides over it in tiles, and each tile goes through the network as it is and flipped.
+    The flips of a tile are merged and turned back, overlapping tiles are averaged, the result of each scale is resized
+    to the image's own size, and the scales are averaged with equal weights.
+
+    The result serves `argmax`, `softmax` and `cross_entropy` over classes alike: log-probabilities where probabilities
+    are averaged, logits where logits are. One pass gives exactly log_softmax(network(images)), or network(images). An
+    average of probabilities below the smallest normal float32 counts as that, so that its logarithm is finite.
+
+    The protocol of the Stacked U-Nets paper on PASCAL VOC is::
+
+        Inference(tile_size=512, overlap=1 / 3, window="uniform", flips=["horizontal"], merge_flips="sum_logits",
+                  scales=[0.5, 0.75, 1, 1.25], average="probabilities")
+
+    Args:
+        tile_size: Pixels of a tile's sides, for all axes or for each; None: whole images. The network sees only tiles
+            of this size; smaller images are continued by their mirror image.
+        overlap: Least share of a tile, along each axis, that the next one covers too, in [0, 1).
+        window: Weights of a tile's pixels: "uniform", "hann" or "gaussian" (`SlidingWindow` has the equations).
+        flips: Further views of each tile: "horizontal", "vertical", "depth" (of volumes), "diagonal" (height and width
+            exchanged), and products of them such as "horizontal+vertical". The eight views of a square are the tile
+            itself, "horizontal", "vertical", "diagonal" and the four products of these.
+        scales: Factors of the image's size; 1 for the image itself, which is not included by itself.
+        batch_size: Tiles in a pass. Whole images go through as they are given.
+        average: What is averaged over tiles and scales.
+        margin: Pixels at the inner borders of tiles that count nothing. Half the receptive field (`convsuite describe`
+            prints it) plus `align` makes the result of tiles that of the whole image (`tiling` says when and why).
+        align: Tiles start at multiples of this; set it to the network's downsampling factor.
+        merge_flips: "average": as tiles and scales are. "mean_logits": the mean of the logits, also where probabilities
+            are averaged otherwise. "sum_logits": their sum, which makes a tile's probabilities sharper than each
+            view's.
+
+    Raises:
+        ValueError: An option is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        tile_size: int | Sequence[int] | None = None,
+        overlap: float = 0.5,
+        window: Window = "hann",
+        flips: Sequence[str] = (),
+        scales: Sequence[float] = (1.0,),
+        batch_size: int = 4,
+        average: Average = "probabilities",
+        margin: int = 0,
+        align: int = 1,
+        merge_flips: MergeFlips = "average",
+    ) -> None:
+        for name, value, choices in (("average", average, Average), ("merge_flips", merge_flips, MergeFlips)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            raise ValueError(f"scales must be positive factors of the image's size, one at least; got {scales}")
+        views = [Flip(), *map(Flip.parse, flips)]
+        if len(set(views)) < len(views):
+            raise ValueError(f"flips must differ from each other, got {list(flips)}")
+        self.views = views
+        self.scales = tuple(scales)
+        self.average = average
+        self.merge_flips = merge_flips
+        self.tiles = None if tile_size is None else SlidingWindow(tile_size, overlap, window, margin, align, batch_size)
+
+    @torch.no_grad()
+    def __call__(self, network: Network, images: Tensor) -> Tensor:
+        """Log-probabilities or logits (N, K, *size), float32, of images (N, C, *size).
+
+        Args:
+            network: Maps images to logits of the same spatial size; a module must be in evaluation mode.
+            images: As the network wants them, normalised and on its device.
+
+        Raises:
+            ValueError: `images` are no batch of images, or the network's output does not fit them.
+        """
+        if images.ndim not in (4, 5) or 0 in images.shape:
+            raise ValueError(f"images must be (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}")
+        if self.tiles is None and len(self.views) == 1 and set(self.scales) == {1}:
+            logits = self._logits(network, images)
+            return F.log_softmax(logits, dim=1) if self.average == "probabilities" else logits
+        mean = _sum(self._at_scale(network, images, scale) for scale in self.scales) / len(self.scales)
+        if self.average == "logits":
+            return mean
+        return mean.clamp_(torch.finfo(mean.dtype).tiny, 1).log_()
+
+    def _at_scale(self, network: Network, images: Tensor, scale: float) -> Tensor:
+        size = images.shape[2:]
+        scaled = resize(images.float(), [max(1, round(scale * n)) for n in size]).to(images.dtype)
+        predict = partial(self._merged_views, network)
+        return resize(predict(scaled) if self.tiles is None else self.tiles(predict, scaled), size)
+
+    def _merged_views(self, network: Network, images: Tensor) -> Tensor:
+        """Probabilities or logits of images or tiles, from all views of them."""
+        if self.merge_flips == "average":
+            return _sum(map(self._averaged, self._logits_of_views(network, images))) / len(self.views)
+        total = _sum(self._logits_of_views(network, images))
+        return self._averaged(total if self.merge_flips == "sum_logits" else total / len(self.views))
+
+    def _logits_of_views(self, network: Network, images: Tensor) -> Iterator[Tensor]:
+        for view in self.views:
+            yield view.undo(self._logits(network, view.apply(images)))
+
+    def _logits(self, network: Network, images: Tensor) -> Tensor:
+        logits = network(images)
+        if len(logits) != len(images) or logits.shape[2:] != images.shape[2:]:
+            raise ValueError(
+                f"the network gave maps of {_sides(logits)} for images of {_sides(images)} (output shape "
+                f"{tuple(logits.shape)} for input shape {tuple(images.shape)}): it must give one map a class at its "
+                "input's size. Use padded convolutions, or a tile_size that the network keeps"
+            )
+        if self.average == "probabilities" and logits.shape[1] == 1:
+            raise ValueError(
+                "the network gave one map, whose softmax is 1 everywhere: turn the logit x of a foreground into the "
+                "logits (0, x) of two classes, or average logits"
+            )
+        return logits.float()
+
+    def _averaged(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1) if self.average == "probabilities" else logits
+
+
+def _sum(maps: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, maps)
+
+
+def _sides(images: Tensor) -> str:
+    return "x".join(map(str, images.shape[2:]))

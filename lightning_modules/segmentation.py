@@ -1,0 +1,263 @@
+"""Semantic segmentation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.base import BaseTask, LRSchedulerCallable, OptimizerCallable
+from lightning_modules.inference.inference import Inference
+from lightning_modules.inference.instances import Method, label_objects
+from lightning_modules.labels import class_names
+from lightning_modules.losses.segmentation import segmentation_loss
+from lightning_modules.metrics.confusion import Absent, PixelConfusion, segmentation_measures
+from lightning_modules.metrics.instances import InstanceMetrics
+from models.names import check_name
+
+Batch = dict[str, Any]
+
+FEW_CLASSES = 5
+"""Up to this many, measures of each class are logged in validation too, not only in the test."""
+
+
+class SegmentationTask(BaseTask):
+    """A class for every pixel.
+
+    Batches hold `image` (N, C, H, W) and `mask` int64 (N, H, W), numbers of classes or `ignore_index`; pixels of that
+    value are in no loss and no metric. Evaluation batches may hold `instances` int32 (N, H, W), numbered objects, 0 for
+    none.
+
+    Logs `train/loss`, and `train/pixel_accuracy`, the mean over the batches of an epoch. Of validation and test it logs
+    measures of the whole data set from one confusion matrix, equal for any number of processes and any batch size:
+
+    - `<stage>/miou` and `<stage>/dice`: means over classes of intersection over union, and of Dice's coefficient.
+      `iou_<class>` and `dice_<class>` besides, of more than five classes in the test only.
+    - `<stage>/pixel_accuracy`, and `<stage>/class_accuracy`, the mean over classes of the accuracy within each.
+    - `<stage>/loss`: the mean over images of each image's own loss, weighted by its pixels that are not ignored. Of
+      cross-entropy without class weights that is the mean over all pixels.
+    - With `instances`, what `lightning_modules.metrics.instances` measures of objects: `<stage>/aji`, `<stage>/pq` ...
+      against annotated objects. Where the data have none, the connected components of the true mask take their place,
+      which merge objects that touch: `<stage>/aji_components` and so on.
+
+    A class that neither truth nor prediction holds has no IoU and no Dice, one that the truth does not hold has no
+    accuracy; `absent` says what becomes of it. A class whose number is `ignore_index` is in no mean.
+
+    Args:
+        model: A name of `models.list_models()`, or `timm/<name>`: a network that gives logits (N, K, H, W) of images.
+        model_options: Options of that network.
+        conv: The convolution variant, a name or `{name: ..., **options}`.
+        in_channels: Channels of the images; the command line links it from the data.
+        num_classes: Number of classes, K; the command line links it from the data.
+        loss: A name of `lightning_modules.losses.segmentation`: "cross_entropy", "dice" or "focal"; or names with
+            weights, `{cross_entropy: 1, dice: 0.5}`: their sum.
+        loss_options: Options by name of the loss, `{focal: {gamma: 1}}`.
+        ignore_index: Mask value of pixels that are ignored; it may be the number of a class.
+        binary: Two classes through one logit: the network is built with one class, and its logit x is that of class 1
+            against 0. All that is not the network sees two logits, (0, x), whose softmax is the sigmoid of x.
+        inference: How whole images are predicted (tiles, flips, scales) in validation, test and prediction; default:
+            in one pass. Checkpoints do not hold it.
+        instances: How predicted objects are made from the pixels of class 1, as connected "components" or by
+            "watershed"; default: objects are not measured.
+        absent: What becomes of undefined measures in means over classes: "skip" leaves them out, "one" and "zero" put
+            this value in their place.
+        optimizer: Called with the parameter groups.
+        lr_scheduler: Called with the optimiser; see `BaseTask`.
+        geometry_lr_factor: See `BaseTask`, for these up to `trainable`.
+        compile: Compile the network with `torch.compile`, in place: checkpoints stay interchangeable.
+        init_from: Start from the weights of this file.
+        init_skip: Patterns of the network's parameters that keep their own initialisation.
+        fit_replaced: Initialise synthesised filters by least squares to those that `init_from` has in their place.
+        trainable: Patterns of the network's parameters that are trained; all others are frozen.
+
+    Attributes:
+        confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (K, K), rows are the truth.
+
+    Raises:
+        ValueError: Options that contradict each other; the message names them. In a step: the network's output does not
+            fit the images, or masks do not fit the images or hold a value that is no class.
+    """
+
+    monitor = "val/miou"
+    mode = "max"
+    head = "segment"
+
+    def __init__(
+        self,
+        model: str,
+        model_options: dict[str, Any] | None = None,
+        conv: str | dict[str, Any] = "standard",
+        in_channels: int = 3,
+        num_classes: int = 2,
+        loss: str | dict[str, float] = "cross_entropy",
+        loss_options: dict[str, dict[str, Any]] | None = None,
+        ignore_index: int = 255,
+        binary: bool = False,
+        inference: Inference | None = None,
+        instances: Method | None = None,
+        absent: Absent = "skip",
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        geometry_lr_factor: float = 1.0,
+        compile: bool = False,
+        init_from: str | None = None,
+        init_skip: list[str] | None = None,
+        fit_replaced: bool | None = None,
+        trainable: list[str] | None = None,
+    ) -> None:
+        if not 2 <= num_classes <= 256:
+            raise ValueError(f"num_classes must be 2 to 256, what a mask of bytes can tell apart, got {num_classes}")
+        for name, value in (("binary", binary), ("instances", instances)):
+            if value and num_classes != 2:
+                raise ValueError(f"{name} ({value}) is for two classes, and there are {num_classes}: leave it out")
+        check_name("absent", absent, get_args(Absent))
+        if instances is not None:
+            check_name("instances", instances, get_args(Method))
+        made = segmentation_loss(loss, loss_options, ignore_index)
+        made(torch.zeros(1, num_classes, 1), torch.zeros(1, 1, dtype=torch.int64))  # now, not after a first batch
+        super().__init__(
+            model,
+            model_options,
+            conv,
+            in_channels,
+            1 if binary else num_classes,
+            optimizer,
+            lr_scheduler,
+            geometry_lr_factor,
+            compile,
+            init_from,
+            init_skip,
+            fit_replaced,
+            trainable,
+        )
+        self.hparams.pop("inference", None)
+        self.loss = made
+        self.inference = inference
+
+    def configure_metrics(self) -> None:
+        self.val_metrics = self._metrics()
+        self.test_metrics = self._metrics()
+        self.confusion: dict[str, Tensor] = {}
+        self.objects_suffix = {"val": "", "test": ""}  # of the names of what is measured of objects
+
+    def _metrics(self) -> nn.ModuleDict:
+        metrics = nn.ModuleDict(
+            {
+                # A loss that is not a number shall show as that; "disable" would leave out the weights.
+                "loss": MeanMetric(nan_strategy=math.nan),
+                "confusion": PixelConfusion(self.hparams["num_classes"], self.hparams["ignore_index"]),
+            }
+        )
+        if self.hparams["instances"] is not None:
+            metrics["objects"] = InstanceMetrics()
+        return metrics
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K, H, W), at the size of the images (N, C, H, W), also of a binary task."""
+        logits = self.network(images)
+        classes = 1 if self.hparams["binary"] else self.hparams["num_classes"]
+        expected = (len(images), classes, *images.shape[2:])
+        if logits.shape != expected:
+            raise ValueError(
+                f"model {self.hparams['model']!r} gives {tuple(logits.shape)} for images {tuple(images.shape)}: "
+                f"segmentation needs {expected}, a logit for each class and pixel. Choose a network for segmentation"
+            )
+        return torch.cat([torch.zeros_like(logits), logits], 1) if self.hparams["binary"] else logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == 0:  # of each batch, a GPU would have to be waited for
+            self._check_masks(batch)
+        mask = batch["mask"]
+        logits = self(batch["image"])
+        loss = self.loss(logits, mask)
+        self.watch(loss)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        is_known = mask != self.hparams["ignore_index"]
+        is_right = (logits.detach().argmax(1) == mask) & is_known
+        accuracy = is_right.sum() / is_known.sum().clamp(min=1)
+        self.log("train/pixel_accuracy", accuracy, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(mask))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return {"file": batch["file"], "prediction": self._infer(batch["image"]).argmax(1).to(torch.uint8)}
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _infer(self, images: Tensor) -> Tensor:
+        """Logits (N, K, H, W) float32 of whole images."""
+        return (self(images) if self.inference is None else self.inference(self, images)).float()
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+        self._check_masks(batch)
+        mask = batch["mask"]
+        logits = self._infer(batch["image"])
+        prediction = logits.argmax(1)
+        metrics = getattr(self, f"{stage}_metrics")
+        # One image after the other: its loss must not depend on which others share its batch.
+        losses = [self.loss(logits[i : i + 1], mask[i : i + 1]) for i in range(len(mask))]
+        metrics["loss"].update(torch.stack(losses), (mask != self.hparams["ignore_index"]).flatten(1).sum(1))
+        metrics["confusion"].update(prediction, mask)
+        if "objects" in metrics:
+            self._measure_objects(logits, prediction, batch, stage)
+        return {"prediction": prediction.to(torch.uint8), "mask": mask, "index": batch["index"]}
+
+    def _measure_objects(self, logits: Tensor, prediction: Tensor, batch: Batch, stage: str) -> None:
+        metric = getattr(self, f"{stage}_metrics")["objects"]
+        foreground = (prediction == 1).cpu().numpy()
+        probability = logits.softmax(1)[:, 1].cpu().numpy()
+        masks = batch["mask"].cpu().numpy()
+        annotated = batch.get("instances")
+        self.objects_suffix[stage] = "_components" if annotated is None else ""
+        truth = [label_objects(mask == 1) for mask in masks] if annotated is None else annotated.cpu().numpy()
+        for i, mask in enumerate(masks):
+            found = label_objects(foreground[i], probability[i], self.hparams["instances"])
+            metric.update(found, truth[i], mask == self.hparams["ignore_index"])
+
+    def _check_masks(self, batch: Batch) -> None:
+        """Raise `ValueError` where masks are not of the size of their images, or hold a value that is no class."""
+        mask, image, ignored = batch["mask"], batch["image"], self.hparams["ignore_index"]
+        if mask.shape != (len(image), *image.shape[2:]):
+            raise ValueError(
+                f"masks {tuple(mask.shape)} do not fit images {tuple(image.shape)}: a mask has a class for each pixel"
+            )
+        last = self.hparams["num_classes"] - 1
+        is_wrong = ((mask < 0) | (mask > last)) & (mask != ignored)
+        if is_wrong.any():
+            place = int(is_wrong.flatten(1).any(1).nonzero()[0])
+            name = batch["file"][place] if "file" in batch else f"sample {int(batch['index'][place])}"
+            raise ValueError(
+                f"the mask of {name} holds {int(mask[is_wrong][0])}, which is neither a class (0 to {last}) nor "
+                f"ignore_index ({ignored}). Mend the mask, or set ignore_index"
+            )
+
+    def _report(self, stage: str) -> None:
+        metrics = getattr(self, f"{stage}_metrics")
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        confusion = self.confusion[stage] = values.pop("confusion").cpu()
+        objects = values.pop("objects", {})
+        values |= {f"{name}{self.objects_suffix[stage]}": value for name, value in objects.items()}
+        means, by_class = segmentation_measures(confusion, self.hparams["ignore_index"], self.hparams["absent"])
+        values |= means
+        names = class_names(self.trainer, len(confusion))
+        if stage == "test" or len(confusion) <= FEW_CLASSES:
+            for measure, of_class in by_class.items():
+                pairs = zip(names, of_class, strict=True)
+                values |= {f"{measure}_{name}": value for name, value in pairs if not value.isnan()}
+        # Every process has computed the same values, so nothing is left to reduce.
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})

@@ -1,0 +1,284 @@
+"""The segmentation task, trained by a plain Trainer on discs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightning_modules.losses.segmentation import dice
+from lightning_modules.metrics.confusion import segmentation_measures
+from lightning_modules.segmentation import SegmentationTask
+from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
+from tests.helpers.tiny_runs import tiny_trainer
+
+MEANS = {"loss", "miou", "dice", "pixel_accuracy", "class_accuracy"}
+OBJECTS = {"aji", "pq", "sq", "rq", "ap", "ap_50", "ap_75"}
+
+
+def names(stage: str, *values: str) -> set[str]:
+    return {f"{stage}/{value}" for value in values}
+
+
+def result_of(folder, task, data) -> dict[str, float]:
+    (result,) = tiny_trainer(folder).test(task, datamodule=data, verbose=False)
+    return result
+
+
+def evaluated(task, data) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits and masks of the test images, one after the other."""
+    data.setup("test")
+    dataset = data.test_dataset
+    samples = [data.on_after_batch_transfer(dataset.__getitems__([i]), 0) for i in range(len(dataset))]
+    with torch.no_grad():
+        return [task.eval()(sample["image"]) for sample in samples], [sample["mask"] for sample in samples]
+
+
+def test_learns_and_reports(tmp_path):
+    task, data = tiny_segmentation(), TinyMasks(ignored=True)
+    trainer = tiny_trainer(tmp_path, max_epochs=15)
+    trainer.fit(task, datamodule=data)
+    assert trainer.callback_metrics["val/miou"] > 0.8
+    assert trainer.callback_metrics["train/pixel_accuracy"] > 0.9
+    of_classes = ("iou_background", "iou_disc", "dice_background", "dice_disc")
+    assert names("val", *MEANS, *of_classes) <= set(trainer.callback_metrics)
+    (result,) = trainer.test(task, datamodule=data, verbose=False)
+    assert set(result) == names("test", *MEANS, *of_classes)
+    confusion = task.confusion["test"]
+    assert confusion.sum() == 5 * 14 * 16  # two rows of each image are ignored
+    expected, _ = segmentation_measures(confusion, IGNORED)
+    assert result["test/miou"] == pytest.approx(expected["miou"].item())
+    assert result["test/dice"] == pytest.approx((result["test/dice_background"] + result["test/dice_disc"]) / 2)
+
+
+def test_confusion_is_that_of_the_predictions(tmp_path):
+    task, data = tiny_segmentation(num_classes=3), TinyMasks(num_classes=3, native_size=True, ignored=True)
+    result_of(tmp_path, task, data)
+    expected = torch.zeros(3, 3, dtype=torch.int64)
+    for logits, mask in zip(*evaluated(task, data), strict=True):
+        for truth, prediction in zip(mask.flatten(), logits.argmax(1).flatten(), strict=True):
+            if truth != IGNORED:
+                expected[truth, prediction] += 1
+    assert torch.equal(task.confusion["test"], expected)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_loss_is_the_mean_over_pixels(tmp_path, batch_size):
+    task, data = tiny_segmentation(), TinyMasks(batch_size=batch_size, ignored=True)
+    logits, masks = evaluated(task, data)
+    expected = F.cross_entropy(torch.cat(logits), torch.cat(masks), ignore_index=IGNORED)
+    assert result_of(tmp_path, task, data)["test/loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_loss_of_images_of_all_sizes(tmp_path):
+    task = tiny_segmentation(loss={"dice": 1.0}, loss_options={"dice": {"squared": True}})
+    data = TinyMasks(native_size=True)
+    pairs = list(zip(*evaluated(task, data), strict=True))
+    assert len({mask.shape for _, mask in pairs}) == 3
+    total = sum(dice(logits, mask, IGNORED, squared=True).item() * mask.numel() for logits, mask in pairs)
+    expected = total / sum(mask.numel() for _, mask in pairs)
+    assert result_of(tmp_path, task, data)["test/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_binary_is_two_classes_through_one_logit(tmp_path):
+    seen = []
+
+    def inference(network, images):
+        seen.append(network(images).shape[1])
+        return network(images)
+
+    task, data = tiny_segmentation(binary=True, inference=inference), TinyMasks()
+    logits, masks = evaluated(task, data)
+    x = task.network(data.on_after_batch_transfer(data.test_dataset.__getitems__([0]), 0)["image"])
+    assert x.shape == (1, 1, 16, 16)
+    torch.testing.assert_close(logits[0].softmax(1)[:, 1], x[:, 0].sigmoid())
+    result = result_of(tmp_path, task, data)
+    x, truth = torch.cat(logits)[:, 1], torch.cat(masks)
+    assert result["test/loss"] == pytest.approx(F.binary_cross_entropy_with_logits(x, truth.float()).item(), rel=1e-5)
+    assert result["test/pixel_accuracy"] == pytest.approx(((x > 0) == truth).float().mean().item())
+    assert set(seen) == {2}
+    tiny_trainer(tmp_path, max_epochs=1).fit(tiny_segmentation(binary=True), datamodule=data)
+
+
+def test_inference_serves_evaluation_and_not_training(tmp_path):
+    calls = []
+
+    def inference(network, images):
+        """Everything is a disc."""
+        calls.append(network(images).dtype)
+        return torch.stack([torch.zeros_like(images[:, 0]), torch.ones_like(images[:, 0])], 1).half()
+
+    task, data = tiny_segmentation(inference=inference), TinyMasks(native_size=True, train=4)
+    trainer = tiny_trainer(tmp_path, max_epochs=1, precision="bf16-mixed", num_sanity_val_steps=0)
+    trainer.fit(task, datamodule=data)
+    assert len(calls) == 5
+    trainer.test(task, datamodule=data, verbose=False)
+    assert task.confusion["test"][:, 0].sum() == 0
+    batches = trainer.predict(task, datamodule=data)
+    assert [batch["file"] for batch in batches] == [[f"images/{index}.png"] for index in range(2000, 2005)]
+    assert [batch["prediction"].shape for batch in batches][:2] == [(1, 24, 32), (1, 16, 16)]
+    assert all(batch["prediction"].dtype == torch.uint8 and batch["prediction"].min() == 1 for batch in batches)
+    assert set(calls) == {torch.bfloat16}
+    assert torch.float32 == task._infer(torch.zeros(1, 3, 8, 8)).dtype
+
+
+def test_steps_return_predictions(tmp_path):
+    task = tiny_segmentation()
+    batch = {**TinyMasks().make_test().__getitems__([0, 1, 2]), "image": torch.zeros(3, 3, 16, 16)}
+    outputs = task.eval().validation_step({**batch, "mask": batch["mask"].long()}, 0)
+    assert set(outputs) == {"prediction", "mask", "index"}
+    assert outputs["prediction"].shape == outputs["mask"].shape == (3, 16, 16)
+    assert outputs["index"].tolist() == [2000, 2001, 2002]
+
+
+@pytest.mark.parametrize("objects", [True, False])
+def test_objects(tmp_path, objects):
+    task = tiny_segmentation(instances="watershed", inference=truth_of_discs)
+    result = result_of(tmp_path, task, TinyMasks(objects=objects, native_size=True))
+    found = OBJECTS if objects else {f"{name}_components" for name in OBJECTS}
+    assert names("test", *found) == {name for name in result if "iou" not in name and "dice" not in name} - names(
+        "test", *MEANS
+    )
+
+
+def truth_of_discs(network, images):
+    """The second class where the image is bright: the discs, that is."""
+    return torch.stack([torch.zeros_like(images[:, 0]), images[:, 0]], 1)
+
+
+def test_objects_of_perfect_predictions(tmp_path):
+    """Components found are the components of the mask; annotated discs that touch are not."""
+    task = tiny_segmentation(instances="components", inference=truth_of_discs)
+    result = result_of(tmp_path, task, TinyMasks(evaluated=9))
+    assert result["test/miou"] == 1
+    assert {result[f"test/{name}_components"] for name in OBJECTS} == {1}
+    result = result_of(tmp_path, task, TinyMasks(evaluated=9, objects=True))
+    assert 0 < result["test/aji"] < 1
+
+
+def test_many_classes(tmp_path):
+    data = TinyMasks(num_classes=7, train=4)
+    trainer, task = tiny_trainer(tmp_path, max_epochs=1), tiny_segmentation(num_classes=7)
+    trainer.fit(task, datamodule=data)
+    assert {name for name in trainer.callback_metrics if name.startswith("val/")} == names("val", *MEANS)
+    (result,) = trainer.test(task, datamodule=data, verbose=False)
+    assert names("test", "iou_coin", "dice_ring") <= set(result)
+
+
+@pytest.mark.parametrize(("absent", "expected"), [("skip", 1.0), ("one", 1.0), ("zero", 2 / 4)])
+def test_absent_classes(tmp_path, absent, expected):
+    """Discs are of one class, and two more are nowhere."""
+
+    class Named(TinyMasks):
+        def make_test(self):
+            self.options["num_classes"] = 2
+            return super().make_test()
+
+    def inference(network, images):
+        return F.pad(truth_of_discs(network, images), (0, 0, 0, 0, 0, 2), value=-9.0)
+
+    result = result_of(tmp_path, tiny_segmentation(num_classes=4, inference=inference, absent=absent), Named(4))
+    assert result["test/miou"] == pytest.approx(expected)
+    assert result["test/dice"] == pytest.approx(expected)
+    assert "test/iou_coin" not in result
+
+
+def test_nothing_but_ignored_pixels(tmp_path):
+    class Ignored(TinyMasks):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            batch = super().on_after_batch_transfer(batch, dataloader_idx)
+            return {**batch, "mask": torch.full_like(batch["mask"], IGNORED)}
+
+    task, trainer = tiny_segmentation(instances="components"), tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, datamodule=Ignored())
+    assert trainer.callback_metrics["train/loss"] == 0
+    assert math.isnan(trainer.callback_metrics["val/miou"])
+
+
+def test_a_diverged_loss_is_seen_in_validation(tmp_path):
+    def inference(network, images):
+        return torch.full((len(images), 2, *images.shape[2:]), math.nan)
+
+    assert math.isnan(result_of(tmp_path, tiny_segmentation(inference=inference), TinyMasks())["test/loss"])
+
+
+def test_a_wrong_class_names_its_file(tmp_path):
+    class Wrong(TinyMasks):
+        def make_test(self):
+            dataset = super().make_test()
+            plain = dataset._sample
+
+            def sample(index):
+                made = plain(index)
+                made["mask"][3, 4] = 7 if index == 2002 else 0
+                return made
+
+            dataset._sample = sample
+            return dataset
+
+    with pytest.raises(ValueError, match=r"the mask of images/2002\.png holds 7, which is neither a class \(0 to 1\)"):
+        result_of(tmp_path, tiny_segmentation(), Wrong())
+    result = result_of(tmp_path, tiny_segmentation(ignore_index=7), Wrong())
+    assert math.isfinite(result["test/loss"])
+
+
+def test_masks_that_do_not_fit_are_refused_before_the_first_step():
+    batch = TinyMasks(train=2).make_train_and_val()[0].__getitems__([(0, 0), (0, 1)])
+    batch = {**batch, "image": batch["image"].float(), "mask": batch["mask"].long()}
+    with pytest.raises(ValueError, match=r"masks \(2, 16, 15\) do not fit images \(2, 3, 16, 16\)"):
+        tiny_segmentation().training_step({**batch, "mask": batch["mask"][..., :15]}, 0)
+    with pytest.raises(ValueError, match=r"the mask of sample 1 holds 9"):
+        tiny_segmentation().training_step({**batch, "mask": batch["mask"].index_fill(0, torch.tensor(1), 9)}, 0)
+
+
+def test_a_network_that_gives_no_logit_for_each_pixel():
+    class WithoutHead(SegmentationTask):
+        head = None
+
+    task = WithoutHead("fashion_cnn", {"widths": [4, 4, 4, 4]})
+    with pytest.raises(
+        ValueError, match=r"'fashion_cnn' gives \(2, 2\) for images \(2, 3, 16, 16\).* \(2, 2, 16, 16\)"
+    ):
+        task(torch.zeros(2, 3, 16, 16))
+    task = tiny_segmentation()
+    task.network = torch.nn.Sequential(task.network, torch.nn.MaxPool2d(2))
+    with pytest.raises(ValueError, match=r"'unet' gives \(2, 2, 8, 8\) for images \(2, 3, 16, 16\)"):
+        task(torch.zeros(2, 3, 16, 16))
+
+
+def test_a_backbone_with_its_head(tmp_path):
+    task = SegmentationTask("fashion_cnn", {"widths": [4, 4, 4, 4]})
+    assert 0 <= result_of(tmp_path, task, TinyMasks())["test/miou"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "num_classes must be 2 to 256"),
+        ({"num_classes": 3, "binary": True}, r"binary \(True\) is for two classes, and there are 3"),
+        ({"num_classes": 3, "instances": "components"}, r"instances \(components\) is for two classes"),
+        ({"instances": "component"}, "unknown instances 'component'. Did you mean 'components'"),
+        ({"absent": "skipped"}, "unknown absent 'skipped'. Did you mean 'skip'"),
+        ({"loss": "dicee"}, "unknown loss 'dicee'. Did you mean 'dice'"),
+        ({"loss_options": {"cross_entropy": {"class_weights": [1.0]}}}, "class_weights must be 2 positive numbers"),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_segmentation(**options)
+
+
+def test_checkpoints_hold_plain_data(tmp_path):
+    task = tiny_segmentation(binary=True, loss={"dice": 1.0, "focal": 2.0}, inference=truth_of_discs)
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, datamodule=TinyMasks())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["num_classes"] == 2
+    assert "inference" not in checkpoint["hyper_parameters"]
+    assert all(key.startswith("network.") for key in checkpoint["state_dict"])
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "a.ckpt")
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(again.eval()(images), task.eval()(images))
