@@ -39,9 +39,10 @@ lint: $(STAMP) ## check formatting, lint and types
 
 check: lint test ## lint, then test
 
-bench: $(STAMP) ## time layers and training steps side by side (eight minutes; leave the machine to it)
+bench: $(STAMP) ## time layers, training steps and inference side by side (ten minutes; leave the machine to it)
 	$(BIN)/python -m benchmarks.gaussian
 	$(BIN)/python -m benchmarks.octave
+	$(BIN)/python -m benchmarks.tiling
 
 clean: ## remove caches, build output and run folders (runs/ too); .venv and data sets stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs lightning_logs wandb

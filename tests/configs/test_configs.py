@@ -8,21 +8,30 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.commands.training import ConvsuiteCLI
+from models import create_model
+from tests.helpers.cats_dogs import write_class_folders
 from tests.helpers.data import trust_fashion_mnist, write_celeba, write_fashion_mnist
+from tests.helpers.nuclei import write_tnbc
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_EXPERIMENTS = ("grids", "sweeps")  # read by `convsuite reproduce` and by W&B, with tests of their own
+TESTED = ("test/accuracy", "test/pixel_accuracy", "test/fid_contrastive_20")
+TINY_VGG = {"head_width": 16, "pool_size": 1}
 
 
 def base(name: str) -> str:
     """Where an overlay is tried that says nothing of data and model itself."""
-    is_of_gans = name.startswith("ocgan/") or name == "trainer/ddp_gan.yaml"
-    return "ocgan/dcgan.yaml" if is_of_gans else "gaussian/fashion_mnist.yaml"
+    if name.startswith("ocgan/") or name == "trainer/ddp_gan.yaml":
+        return "ocgan/dcgan.yaml"
+    if name.startswith("gaussian/nuclei/"):
+        return "gaussian/nuclei/unet.yaml"
+    return "gaussian/cats_dogs/vgg16.yaml" if name.startswith("gaussian/cats_dogs/") else "gaussian/fashion_mnist.yaml"
 
 
 def names(*, complete: bool) -> list[str]:
@@ -40,6 +49,9 @@ def names(*, complete: bool) -> list[str]:
 def tiny_data(tmp_path, monkeypatch) -> Path:
     trust_fashion_mnist(monkeypatch, write_fashion_mnist(tmp_path / "data", train=80, test=21))
     write_celeba(tmp_path / "data", train=70, size=(89, 109))
+    write_tnbc(tmp_path / "data")
+    write_class_folders(tmp_path / "data")
+    torch.save(create_model("vgg16", num_classes=2, **TINY_VGG).state_dict(), tmp_path / "vgg16.pth")
     monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("CONVSUITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -66,10 +78,33 @@ def test_overlays_build_over_an_experiment(name, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("plain", "gaussian"),
+    [
+        ("gaussian/nuclei/unet.yaml", "gaussian/nuclei/gaussian_unet.yaml"),
+        ("gaussian/cats_dogs/vgg16_free_form.yaml", "gaussian/cats_dogs/vgg16_gaussian.yaml"),
+    ],
+)
+def test_experiments_that_are_compared_differ_in_the_convolution_alone(plain, gaussian):
+    contents = [yaml.safe_load((CONFIGS / name).read_text()) for name in (plain, gaussian)]
+    convs = [content["model"]["init_args"].pop("conv") for content in contents]
+    assert contents[0] == contents[1]
+    assert convs[0] == "standard"
+    assert convs[1]["name"] == "gaussian"
+
+
 def experiment(name: str) -> list[str]:
-    few = ["--model.num_generated=20", "--model.num_predicted=9"] if name.startswith("ocgan/") else []
-    short = ["--data.train_size=64", "--trainer.max_epochs=2", "--trainer.default_root_dir=run"]
-    return ["--config", name, *few, *short]
+    few = ["--data.train_size=64"]
+    if name.startswith("ocgan/"):
+        few += ["--model.num_generated=20", "--model.num_predicted=9"]
+    if name.startswith("gaussian/nuclei/"):
+        few = ["--data.train_size=3", "--data.tile_size=32", "--data.batch_size=4"]
+    if name.startswith("gaussian/cats_dogs/"):
+        options = f"{{conv_layers: features.0, head_width: {TINY_VGG['head_width']}, pool_size: 1}}"
+        few = [f"--model.model_options={options}", "--data.train_size=16", "--data.image_size=32"]
+        if name != "gaussian/cats_dogs/vgg16.yaml":
+            few.append("--model.init_from=vgg16.pth")
+    return ["--config", name, *few, "--trainer.max_epochs=2", "--trainer.default_root_dir=run"]
 
 
 @pytest.mark.smoke
@@ -93,7 +128,7 @@ def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
     with Path("run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == sorted({int(row["step"]) for row in rows})
-    (tested,) = [rows[-1][metric] for metric in ("test/accuracy", "test/fid_contrastive_20") if metric in rows[-1]]
+    (tested,) = [rows[-1][metric] for metric in TESTED if metric in rows[-1]]
     assert float(tested) >= 0
 
     assert main(["fit_test", *experiment(name)]) == 0  # nothing is left to do
@@ -101,9 +136,12 @@ def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
     assert main(["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]) == 0
     if name.startswith("ocgan/"):
         assert sorted(os.listdir("run/samples")) == [f"{index:06d}.png" for index in range(9)]
+    elif name.startswith("gaussian/nuclei/"):
+        assert all(path.suffix == ".png" for path in Path("run/predictions").rglob("*.*"))
+        assert len(list(Path("run/predictions").rglob("*.png"))) >= 1
     else:
         with Path("run/predictions.csv").open() as file:
             predictions = list(csv.reader(file))
         assert predictions[0][:2] == ["file", "class"]
-        assert len(predictions) > 20
+        assert len(predictions) > 8
     assert {"config.yaml", "environment.json", "media"} <= set(os.listdir("run"))
