@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_folder import ImageFolder
-from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader
+from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader, process_place
 from datamodules.splits import check_split
 
 Split = Literal["train", "val", "test"]
@@ -231,9 +231,16 @@ class BaseDataModule(LightningDataModule, ABC):
             return "val_size is 0: there is nothing to validate. Set val_size, or use another split."
         return f"{type(self).__name__} has no {split} samples."
 
-    def _evaluation_loader(self, dataset: Dataset) -> DataLoader:
+    def _evaluation_loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
+        processes, samples = process_place()[0], len(dataset)  # type: ignore[arg-type]
+        if samples < processes:
+            raise ValueError(
+                f"{samples} samples cannot be dealt out to {processes} processes, none of which may be left without: "
+                f"evaluate on {samples} device(s) or fewer (--trainer.devices)."
+            )
         sampler = EvaluationSampler(dataset)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loading(dataset))
+        batch_size = batch_size or self.batch_size
+        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._loading(dataset))
 
     def _loading(self, dataset: Dataset) -> dict[str, Any]:
         return {

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from PIL import Image
 
+BITS_PER_SAMPLE = 258  # of TIFF's tags
+ORIENTATION = 274  # of EXIF's and TIFF's tags
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -81,7 +83,7 @@ def read_image(path: Path, mode: str) -> Tensor:
     return functional.pil_to_tensor(open_image(path, mode))
 
 
-def open_image(path: Path, mode: str, opaque: bool = False) -> Image.Image:
+def open_image(path: Path, mode: str, annotated: bool = False) -> Image.Image:
     """Decode an image file to `mode`, PIL's "L" or "RGB", turned the way its EXIF orientation says.
 
     Grey and palette images become RGB and the other way round; an alpha channel is left out, as torchvision's loader
@@ -90,16 +92,17 @@ def open_image(path: Path, mode: str, opaque: bool = False) -> Image.Image:
     Args:
         path: The file.
         mode: "L" or "RGB".
-        opaque: Refuse images with pixels that are not opaque, in place of showing what is stored under them.
+        annotated: Refuse what leaves open where pixels lie or what they show: images that are to be turned, as their
+            annotations are not, and pixels that are not opaque.
 
     Raises:
-        DamagedFileError: The file cannot be decoded, has more than 8 bits a channel, or is not `opaque`; the message
-            names it.
+        DamagedFileError: The file cannot be decoded, has more than 8 bits a channel, or is not fit to be `annotated`;
+            the message names it.
     """
     from PIL import ImageOps
 
     with opened_image(path, "image") as image:
-        deep = more_than_8_bits(image)
+        deep, turned = more_than_8_bits(image), image.getexif().get(ORIENTATION, 1) != 1
         upright = ImageOps.exif_transpose(image)
         if "transparency" in upright.info:  # of a palette; dropping it without a detour makes PIL warn
             upright = upright.convert("RGBA")
@@ -107,7 +110,12 @@ def open_image(path: Path, mode: str, opaque: bool = False) -> Image.Image:
         converted = upright.convert(mode)
     if deep:  # converting would cut everything above 255
         raise DamagedFileError(f"The image {path} has more than 8 bits a channel: convert it to 8 bits first.")
-    if opaque and transparent:
+    if annotated and turned:
+        raise DamagedFileError(
+            f"The image {path} is to be turned, as its orientation tag says, and its annotations have no such tag. "
+            "Save it the way it is to be seen, without the tag."
+        )
+    if annotated and transparent:
         raise DamagedFileError(
             f"The image {path} has an alpha channel with transparent pixels: what their colour is to be is not known. "
             "Save it without the alpha channel."
@@ -138,6 +146,8 @@ def more_than_8_bits(image: Image.Image) -> bool:
     file tells.
     """
     if image.mode.startswith(("I", "F")):
+        return True
+    if max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)), default=8) > 8:
         return True
     layouts = [tile[3] if isinstance(tile[3], str) else (tile[3] or [""])[0] for tile in getattr(image, "tile", [])]
     return any(re.search(";16[BLN]$", str(layout)) for layout in layouts)  # not BGR;16: that is 16 bits a pixel

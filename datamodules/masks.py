@@ -15,6 +15,9 @@ from datamodules.image_folder import DamagedFileError, more_than_8_bits, opened_
 IGNORE_INDEX = 255
 """The class of pixels that are left out of losses and metrics."""
 
+FOREGROUND = {0: 0, 1: 1, 255: 1}
+"""The class of each value of a binary mask, which is saved with either 1 or 255 for foreground."""
+
 NOT_A_CLASS = -1
 
 
@@ -26,7 +29,8 @@ def class_values(num_classes: int, ignore_index: int = IGNORE_INDEX) -> dict[int
 def read_mask(path: Path, classes: Mapping[int, int]) -> Tensor:
     """The classes in a mask file, uint8 (H, W).
 
-    A palette image's values are its palette indices, a bilevel image's 0 and 255. An alpha channel is left out.
+    A palette image's values are its palette indices, a bilevel image's 0 and 255. An alpha channel is left out; it must
+    not be what tells the pixels apart.
 
     Args:
         path: An image file of palette or grey pixels, of 8 bits or fewer.
@@ -34,8 +38,9 @@ def read_mask(path: Path, classes: Mapping[int, int]) -> Tensor:
             gathers or renames, such as {0: 0, 255: 1}.
 
     Raises:
-        DamagedFileError: The file cannot be decoded, is a colour image or has more than 8 bits, or holds a value that
-            is not in `classes`; the message names the file, the value and where it first stands.
+        DamagedFileError: The file cannot be decoded, is a colour image, has more than 8 bits (or 2 or 4 grey ones,
+            which decoders stretch), or holds a value that is not in `classes`; the message names the file, the value
+            and where it first stands.
     """
     values = _read_values(path)
     table = np.full(256, NOT_A_CLASS, dtype=np.int16)
@@ -68,6 +73,7 @@ def check_same_size(image_path: Path, image_size: tuple[int, ...], mask_path: Pa
 def _read_values(path: Path) -> NDArray[np.uint8]:
     with opened_image(path, "mask") as image:
         mode, deep = image.mode, more_than_8_bits(image)
+        stretched = mode == "L" and any(str(tile[3]).startswith(("L;2", "L;4")) for tile in getattr(image, "tile", []))
         values = np.array(image.convert("L") if mode == "1" else image)
     if deep:
         raise DamagedFileError(f"The mask {path} has more than 8 bits a pixel: a mask has one of up to 256 values.")
@@ -76,7 +82,32 @@ def _read_values(path: Path) -> NDArray[np.uint8]:
             f"The mask {path} is a colour image (mode {mode}), not a palette or grey one: classes cannot be told from "
             "its colours. It may have been saved anew by a program that converts; fetch the original."
         )
-    return values if values.ndim == 2 else values[..., 0]
+    if stretched:
+        raise DamagedFileError(f"The mask {path} has 2 or 4 bits a pixel, which are read as other values: use 8 bits.")
+    if values.ndim == 2:
+        return values
+    values, alpha = values[..., 0], values[..., 1]
+    if values.min() == values.max() and alpha.min() != alpha.max():
+        raise DamagedFileError(f"The mask {path} has its values in the alpha channel: save them as grey ones.")
+    return values
+
+
+def read_foreground(path: Path) -> Tensor:
+    """The foreground (1) of a binary mask file, whose values are 0 and 255 or 0 and 1; uint8 (H, W).
+
+    Raises:
+        DamagedFileError: As `read_mask`; or its palette shows 0, the background, brighter than the foreground: then
+            the indices are likely to be the wrong way round, as programs that count colours leave them.
+    """
+    with opened_image(path, "mask") as image:
+        palette = image.getpalette("RGB") if image.mode in ("P", "PA") else None
+    mask = read_mask(path, FOREGROUND)
+    if palette is not None and sum(palette[:3]) > sum(palette[3:6]):
+        raise DamagedFileError(
+            f"The mask {path} is a palette image that shows 0, the background, brighter than 1: it may be inverted. "
+            "Save it as a grey image of 0 and 255."
+        )
+    return mask
 
 
 def _in_words(values: Mapping[int, int]) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from datamodules.image_folder import open_image
-from datamodules.masks import check_same_size, read_mask
-from datamodules.nuclei_objects import FOREGROUND, read_object_masks, read_outlines, visible_files
+from datamodules.masks import check_same_size, read_foreground
+from datamodules.nuclei_objects import read_object_masks, read_outlines, visible_files
 from datamodules.segmentation import AnnotatedImage
 
 Part = Literal["train", "test"]
@@ -52,12 +52,12 @@ class AnnotatedFile:
             DamagedFileError: A file cannot be read or is not what it should be, an image has transparent pixels or more
                 than 8 bits a channel, or the two differ in size.
         """
-        image = torch.from_numpy(np.array(open_image(self.image, "RGB", opaque=True)))
+        image = torch.from_numpy(np.array(open_image(self.image, "RGB", annotated=True)))
         height, width, _ = image.shape
         if self.read_objects is not None:
             instances = self.read_objects(self.annotation, (height, width))
             return AnnotatedImage(self.name, self.patient, image, (instances > 0).to(torch.uint8), instances)
-        mask = read_mask(self.annotation, FOREGROUND)
+        mask = read_foreground(self.annotation)
         check_same_size(self.image, (height, width), self.annotation, mask.shape)
         return AnnotatedImage(self.name, self.patient, image, mask)
 
@@ -188,7 +188,8 @@ def _monuseg_parts(home: Path) -> dict[Part, Path]:
 
 def _holds_tissue(folder: Path) -> bool:
     """Whether a folder has tissue images in a folder of their own, or among their annotations."""
-    return bool(_folder(folder, "tissue images") or (visible_files(folder, ".tif") and visible_files(folder, ".xml")))
+    has_pairs = bool(visible_files(folder, ".tif", ".tiff") and visible_files(folder, ".xml"))
+    return has_pairs or _folder(folder, "tissue images") is not None
 
 
 def _list_monuseg_part(folder: Path, home: Path) -> list[AnnotatedFile]:

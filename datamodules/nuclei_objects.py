@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.image_folder import DamagedFileError
-from datamodules.masks import check_same_size, read_mask
-
-FOREGROUND = {0: 0, 1: 1, 255: 1}
-"""The class of each value of a binary mask, which is saved with either 1 or 255 for foreground."""
+from datamodules.masks import check_same_size, read_foreground
 
 
 def read_outlines(path: Path, size: tuple[int, int]) -> Tensor:
@@ -40,7 +37,8 @@ def read_outlines(path: Path, size: tuple[int, int]) -> Tensor:
     numbers = np.zeros(size, dtype=np.int32)
     count = 0
     for count, outline in enumerate(_outlines(path), start=1):
-        _claim(numbers, polygon(outline[:, 1] - 0.5, outline[:, 0] - 0.5, size), count)
+        if len(outline):  # a region without vertices is a slip of the hand
+            _claim(numbers, polygon(outline[:, 1] - 0.5, outline[:, 0] - 0.5, size), count)
     if count and not numbers.any():
         raise DamagedFileError(
             f"{path}: none of its {count} regions covers a pixel of the image ({size[0]}x{size[1]} pixels): it belongs "
@@ -63,7 +61,7 @@ def read_object_masks(folder: Path, size: tuple[int, int]) -> Tensor:
     """
     numbers = np.zeros(size, dtype=np.int32)
     for number, path in enumerate(visible_files(folder, ".png"), start=1):
-        mask = read_mask(path, FOREGROUND).numpy()
+        mask = read_foreground(path).numpy()
         check_same_size(folder.parent, size, path, mask.shape)
         _claim(numbers, np.nonzero(mask), number)
     return torch.from_numpy(numbers)

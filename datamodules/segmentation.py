@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule, SplitDataset
 from datamodules.image_folder import ImageFolder
-from datamodules.sampling import EvaluationSampler, Key
+from datamodules.sampling import Key
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ class SegmentationDataModule(BaseDataModule):
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         return {**batch, "mask": batch["mask"].long()} if "mask" in batch else batch
 
-    def _evaluation_loader(self, dataset: Dataset) -> DataLoader:
-        if not getattr(dataset, "native_size", False):
-            return super()._evaluation_loader(dataset)
-        return DataLoader(dataset, batch_size=1, sampler=EvaluationSampler(dataset), **self._loading(dataset))
+    def _evaluation_loader(self, dataset: Dataset, batch_size: int | None = None) -> DataLoader:
+        return super()._evaluation_loader(dataset, 1 if getattr(dataset, "native_size", False) else batch_size)
 
 
 class WithoutMasks(Dataset):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_modules.freezing import evaluate_frozen, freeze_all_but
-from lightning_modules.weights import StartingPoint, load_pretrained, share_weights
+from lightning_modules.weights import STARTED_FROM, load_pretrained, share_weights, starting_point
 from models import create_model
 from models.convs import geometry_parameters
 from models.registry import network_options
@@ -91,21 +90,22 @@ class BaseTask(LightningModule):
         trainable: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler", "inference"])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.geometry_lr_factor = geometry_lr_factor
         self.is_pretrained = bool((model_options or {}).get("pretrained"))
-        self.starting_point = _starting_point(init_from, init_skip, fit_replaced, self.is_pretrained)
+        self.starting_point = starting_point(init_from, init_skip or (), bool(fit_replaced), self.is_pretrained)
         self.network_spec = self._network_spec(model, conv, in_channels, num_classes, dict(model_options or {}))
         self.network: nn.Module = create_model(**self.network_spec).to(memory_format=torch.channels_last)
-        if self.starting_point is not None:
-            self.starting_point.check(self.network)
         self.holds_weights = False  # others than the network was built with
+        self.started_from: str | None = None  # SHA-256 of the file of init_from
         self.trainable = trainable
         if trainable:
             freeze_all_but(self.network, trainable)
             evaluate_frozen(self.network, trainable)
+        if self.starting_point is not None:
+            self.starting_point.check(self.network)
         if compile:
             self.network.compile()
         # Step of the first non-finite loss, -1 while there is none. It stays on the device until somebody must know.
@@ -147,7 +147,7 @@ class BaseTask(LightningModule):
         if self.holds_weights:
             return
         if self.starting_point is not None:
-            self.starting_point.load(self.network)
+            self.started_from = self.starting_point.load(self.network)
         elif self.is_pretrained:
             load_pretrained(self.network, self.network_spec, run_seed())
         self.holds_weights = True
@@ -227,6 +227,7 @@ class BaseTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["network"] = self.network_spec
+        checkpoint[STARTED_FROM] = self.started_from
         self.check_finite()
         bad = [name for name, value in checkpoint["state_dict"].items() if not _finite(value)]
         if bad:
@@ -234,6 +235,10 @@ class BaseTask(LightningModule):
                 f"weights are not finite after step {self.global_step - 1} (first: {bad[0]}); "
                 "this checkpoint is not written, the last one stays. Lower the learning rate or clip gradients."
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.started_from = checkpoint.get(STARTED_FROM)
+        self.holds_weights = True
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
@@ -252,18 +257,6 @@ class BaseTask(LightningModule):
             ) from error
         self.holds_weights = True
         return loaded
-
-
-def _starting_point(
-    file: str | None, skip: Sequence[str] | None, fit: bool | None, is_pretrained: bool
-) -> StartingPoint | None:
-    if file is None:
-        if skip or fit:
-            raise ValueError(f"{'init_skip' if skip else 'fit_replaced'} says how init_from is read: set that too")
-        return None
-    if is_pretrained:
-        raise ValueError("init_from and pretrained both say what the network starts from: leave one of them out")
-    return StartingPoint(Path(file), tuple(skip or ()), bool(fit))
 
 
 def _finite(value: Tensor) -> bool:

@@ -17,7 +17,7 @@ COMMANDS = {
     "validate": ("measure a trained network on the validation set", "training"),
     "test": ("measure a trained network on the test set", "training"),
     "predict": (
-        "classify images (--data.predict_root, or the test set), or generate some; into the run folder",
+        "classify or segment images (--data.predict_root, or the test set), or generate some; into the run folder",
         "training",
     ),
     "fit_test": ("train, then test the best checkpoint, or the last where nothing is monitored", "training"),

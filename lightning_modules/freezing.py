@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-LISTED = 30  # names in a message
+from models.names import LISTED, matches
 
 
 def freeze_all_but(network: nn.Module, patterns: Sequence[str]) -> None:
@@ -18,11 +17,11 @@ def freeze_all_but(network: nn.Module, patterns: Sequence[str]) -> None:
     """
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, [pattern]) for name in names):
             listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
             raise ValueError(f"trainable: {pattern!r} matches no parameter of the network. Its parameters: {listed}.")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        parameter.requires_grad_(parameter.requires_grad and matches(name, patterns))
 
 
 def evaluate_frozen(network: nn.Module, patterns: Sequence[str]) -> None:
@@ -34,5 +33,5 @@ def evaluate_frozen(network: nn.Module, patterns: Sequence[str]) -> None:
     """
     for name, module in network.named_modules():
         has_trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        if not has_trained and not any(fnmatchcase(f"{name}.", pattern) for pattern in patterns):
+        if not has_trained and not matches(f"{name}.", patterns):
             module.training = False  # its children are looked at one by one

@@ -481,6 +481,7 @@ class GANTask(BaseTask):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint["gan"]
         self.generator_steps, self.critic_steps = saved["generator_steps"], saved["critic_steps"]
         self.generator_loss.fill_(saved["generator_loss"])

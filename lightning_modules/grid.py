@@ -42,7 +42,13 @@ class Cell:
     def arguments(self) -> list[str]:
         """What stands behind `convsuite fit` or `fit_test` for this cell."""
         configs = [argument for path in self.configs for argument in ("--config", str(path))]
-        return [*configs, f"--seed_everything={self.seed}", *(f"--{key}={value}" for key, value in self.overrides)]
+        overrides = [f"--{key}={argument(value)}" for key, value in self.overrides]
+        return [*configs, f"--seed_everything={self.seed}", *overrides]
+
+
+def argument(value: Any) -> str:
+    """A value of YAML as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,10 @@ def _check(grid: Grid) -> None:
         raise ValueError("a grid shows either measures or the stability of its curves, not both")
     if grid.reference is not None:
         _check_names("column in reference:", [grid.reference], grid.columns)
+        if not grid.measures:
+            raise ValueError("reference is for measures, and the grid has none")
+    if grid.measures and grid.orders:
+        raise ValueError("orders rank the values of a table without measures: leave one of the two out")
     if grid.curves is not None and grid.metric not in grid.curves.metrics:
         raise ValueError(f"curves.metrics lacks {grid.metric!r}, the metric of the grid")
     for name, figure in grid.figures.items():

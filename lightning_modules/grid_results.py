@@ -51,8 +51,9 @@ class Results:
         self.rows = _read(path, COLUMNS)
 
     def find(self, cell: Cell) -> Row | None:
-        """The row of `cell`, or None while it is not finished."""
-        return next(iter(_of_cell(self.rows, cell)), None)
+        """The row of `cell`, or None while it is not finished, or lacks a measure."""
+        found = next(iter(_of_cell(self.rows, cell)), None)
+        return found if found and all(name in found for name in self.measures) else None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a finished cell, in place of an older one of other settings, and write the file whole."""

@@ -160,7 +160,8 @@ def draw_overlays(images: Sequence[SegmentedImage], names: Sequence[str], ignore
     for title, left in zip(_TITLES, lefts, strict=True):
         draw.text((left, _MARGIN + _LINE // 2), title, _INK, ImageFont.load_default(_TITLE), anchor="lm")
     for image, top in zip(images, tops, strict=False):
-        draw.text((lefts[0], top + _LINE // 2), image.name, _FAINT, font, anchor="lm")
+        name = _shortened(image.name, font, lefts[-1] - lefts[0] - _GAP)
+        draw.text((lefts[0], top + _LINE // 2), name, _FAINT, font, anchor="lm")
         if not np.isnan(image.accuracy):
             text = _RIGHT.format(100 * image.accuracy)
             draw.text((lefts[-1], top + _LINE // 2), text, _FAINT, font, anchor="lm")
@@ -171,6 +172,15 @@ def draw_overlays(images: Sequence[SegmentedImage], names: Sequence[str], ignore
         draw.rectangle((left, middle - _SWATCH // 2, left + _SWATCH - 1, middle + _SWATCH // 2 - 1), colour)
         draw.text((left + _SWATCH + _GAP, middle), name, _INK, font, anchor="lm")
     return np.asarray(picture)
+
+
+def _shortened(name: str, font: FreeTypeFont | ImageFont, width: int) -> str:
+    """The end of a name, where all of it is wider than `width` pixels."""
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength("..." + name) > width:
+        name = name[1:]
+    return "..." + name
 
 
 def _panels(image: SegmentedImage, names: Sequence[str], ignore_index: int) -> list[np.ndarray]:

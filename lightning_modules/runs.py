@@ -178,7 +178,10 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> nn.Module:
     path = Run(folder).checkpoint(checkpoint) if checkpoint in ("best", "last") else Path(checkpoint)
     saved = read_checkpoint(path)
     if "network" not in saved:
-        raise CheckpointError(f"{path} does not say which network it holds: it was not written by this suite")
+        raise CheckpointError(
+            f"{path} does not say how its network is built: it was not written by this suite, or by an early version, "
+            "from whose configuration `convsuite test` and `predict` still read it"
+        )
     network = create_model(**saved["network"])
     averaged = "ema_generator.module."
     prefix = averaged if any(key.startswith(averaged) for key in saved["state_dict"]) else "network."

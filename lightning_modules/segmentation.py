@@ -17,6 +17,7 @@ from lightning_modules.labels import class_names
 from lightning_modules.losses.segmentation import segmentation_loss
 from lightning_modules.metrics.confusion import Absent, PixelConfusion, segmentation_measures
 from lightning_modules.metrics.instances import InstanceMetrics
+from models.convs.octave import get_betas
 from models.names import check_name
 
 Batch = dict[str, Any]
@@ -114,6 +115,8 @@ class SegmentationTask(BaseTask):
         for name, value in (("binary", binary), ("instances", instances)):
             if value and num_classes != 2:
                 raise ValueError(f"{name} ({value}) is for two classes, and there are {num_classes}: leave it out")
+        if not 0 <= ignore_index <= 255:
+            raise ValueError(f"ignore_index must be 0 to 255, what a mask of bytes can hold, got {ignore_index}")
         check_name("absent", absent, get_args(Absent))
         if instances is not None:
             check_name("instances", instances, get_args(Method))
@@ -121,22 +124,34 @@ class SegmentationTask(BaseTask):
         made(torch.zeros(1, num_classes, 1), torch.zeros(1, 1, dtype=torch.int64))  # now, not after a first batch
         super().__init__(
             model,
-            model_options,
-            conv,
-            in_channels,
-            1 if binary else num_classes,
-            optimizer,
-            lr_scheduler,
-            geometry_lr_factor,
-            compile,
-            init_from,
-            init_skip,
-            fit_replaced,
-            trainable,
+            model_options=model_options,
+            conv=conv,
+            in_channels=in_channels,
+            num_classes=1 if binary else num_classes,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            geometry_lr_factor=geometry_lr_factor,
+            compile=compile,
+            init_from=init_from,
+            init_skip=init_skip,
+            fit_replaced=fit_replaced,
+            trainable=trainable,
         )
-        self.hparams.pop("inference", None)
         self.loss = made
         self.inference = inference
+        self._check_alignment()
+
+    def _check_alignment(self) -> None:
+        """Off a network's own grid tiles are seen by another function, everywhere and not only near their borders."""
+        multiple, tiles = getattr(self.network, "multiple", None), getattr(self.inference, "tiles", None)
+        if multiple is None or tiles is None:
+            return
+        multiple *= 1 if get_betas(self.network) is None else 2
+        if tiles.align % multiple:
+            raise ValueError(
+                f"inference.align is {tiles.align}, and this network needs a multiple of {multiple}: "
+                f"tiles must start where its maps halve. Set align: {multiple}"
+            )
 
     def configure_metrics(self) -> None:
         self.val_metrics = self._metrics()
@@ -169,7 +184,7 @@ class SegmentationTask(BaseTask):
         return torch.cat([torch.zeros_like(logits), logits], 1) if self.hparams["binary"] else logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if batch_idx == 0:  # of each batch, a GPU would have to be waited for
+        if batch_idx == 0 or self.device.type == "cpu":  # a GPU would have to be waited for in each batch
             self._check_masks(batch)
         mask = batch["mask"]
         logits = self(batch["image"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_modules.files import CheckpointError, read_torch_file
+from lightning_modules.files import CheckpointError, read_checkpoint, read_torch_file
 from lightning_modules.runs import Run
 from models import create_model
 from models.convs import SynthesisedConv2d
+from models.names import matches
 
 LISTED = 10  # names of a kind in a message
 TASK_PREFIX = "network."  # of the network in the checkpoints of this suite
+STARTED_FROM = "init_from_sha256"  # key of checkpoints
 WRAPPER_PREFIX = "module."  # of a network in DataParallel or DistributedDataParallel
 
 
@@ -29,8 +30,8 @@ class StartingPoint:
     """Weights of a file for a network.
 
     Args:
-        file: A checkpoint of this suite, a run folder (its best checkpoint, or the last), or a state dict as torch
-            saves it, by itself or under "state_dict".
+        file: A checkpoint of this suite, the folder of a finished run (its best checkpoint, or the last), or a state
+            dict as torch saves it, by itself or under "state_dict".
         skip: Shell-style patterns of what keeps its own initialisation, or, where only the file has it, is left out.
         fit: Fit the skipped layers that synthesise their filters to those that the file has in their place.
     """
@@ -40,8 +41,19 @@ class StartingPoint:
     fit: bool = False
 
     def check(self, network: nn.Module) -> None:
-        """Raise `ValueError` where `fit` would have nothing to do."""
-        if self.fit and not self._fitted_layers(network):
+        """Raise `ValueError` where `fit` would have nothing to do, or a frozen parameter would stay random."""
+        fitted = self._fitted_layers(network)
+        random = [
+            name
+            for name, parameter in network.named_parameters()
+            if not parameter.requires_grad and matches(name, self.skip) and name.rpartition(".")[0] not in fitted
+        ]
+        if random:
+            raise ValueError(
+                f"init_skip leaves {_listed(random)} at a random start, and trainable freezes it there: name it in "
+                "trainable too"
+            )
+        if self.fit and not fitted:
             synthesised = [name for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv2d)]
             raise ValueError(
                 "fit_replaced fits layers that synthesise their filters and are named by init_skip "
@@ -49,21 +61,50 @@ class StartingPoint:
                 f"{', '.join(synthesised[:LISTED]) or 'none'}. Name one in init_skip, or set fit_replaced to false."
             )
 
-    def load(self, network: nn.Module) -> None:
-        """Load the weights into `network`, and say so in one line.
+    def find(self) -> Path:
+        """The file to read.
+
+        Raises:
+            CheckpointError: There is none, or it is a run that is not finished.
+        """
+        if not self.file.is_dir():
+            if not self.file.is_file():
+                raise CheckpointError(f"init_from: there is no file or run {self.file}; it has to be made before")
+            return self.file
+        run = Run(self.file)
+        if not run.is_finished:
+            raise CheckpointError(
+                f"init_from: {self.file} is no finished run: finish it first, or name one of its checkpoints"
+            )
+        return run.checkpoint()
+
+    def check_unchanged(self, checkpoint: Path) -> None:
+        """Raise `ValueError` where the file is there, and is not what the run of `checkpoint` started from."""
+        if not self.file.exists():
+            return
+        started_from = read_checkpoint(checkpoint).get(STARTED_FROM)
+        if started_from is not None and started_from != _sha256(self.find()):
+            raise ValueError(
+                f"init_from: {self.file} has changed since this run started from it. To start anew, choose another run "
+                "folder (--trainer.default_root_dir), or remove this one."
+            )
+
+    def load(self, network: nn.Module) -> str:
+        """Load the weights into `network`, and say so in one line. Returns the SHA-256 of the file.
 
         Raises:
             CheckpointError: The file is missing, damaged, or holds more than tensors and plain data.
             ValueError: Weights of another network; the message lists what differs.
         """
-        file = Run(self.file).checkpoint() if self.file.is_dir() else self.file
-        weights = read_weights(file)
+        file = self.find()
+        weights, sha256 = read_weights(file), _sha256(file)
         load_weights(network, weights, self.skip, source=str(file))
-        said = [f"weights of {file} (sha256 {_sha256(file)[:12]})"]
+        said = [f"weights of {file} (sha256 {sha256[:12]})"]
         for name, layer in self._fitted_layers(network).items():
             residual = fit_layer(name, layer, weights, source=str(file))
             said.append(f"{name} fitted to its filters (relative residual {residual:.2g})")
         rank_zero_info("; ".join(said))
+        return sha256
 
     def _fitted_layers(self, network: nn.Module) -> dict[str, SynthesisedConv2d]:
         if not self.fit:
@@ -72,8 +113,23 @@ class StartingPoint:
             name: layer
             for name, layer in network.named_modules()
             if isinstance(layer, SynthesisedConv2d)
-            and all(_matches(f"{name}.{key}", self.skip) for key in layer.state_dict() if key != "bias")
+            and all(matches(f"{name}.{key}", self.skip) for key in layer.state_dict() if key != "bias")
         }
+
+
+def starting_point(file: str | None, skip: Sequence[str], fit: bool, is_pretrained: bool) -> StartingPoint | None:
+    """What a task's `init_from`, `init_skip` and `fit_replaced` say; None without a file.
+
+    Raises:
+        ValueError: They contradict each other, or `pretrained` among the network's options.
+    """
+    if file is None:
+        if skip or fit:
+            raise ValueError(f"{'init_skip' if skip else 'fit_replaced'} says how init_from is read: set that too")
+        return None
+    if is_pretrained:
+        raise ValueError("init_from and pretrained both say what the network starts from: leave one of them out")
+    return StartingPoint(Path(file), tuple(skip), fit)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -107,10 +163,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], skip: Sequen
     """
     own = network.state_dict()
     for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in (*own, *weights)):
+        if not any(matches(name, [pattern]) for name in (*own, *weights)):
             raise ValueError(f"init_skip: {pattern!r} matches nothing in the network, nor in {source}")
-    wanted = [name for name in own if not _matches(name, skip)]
-    given = [name for name in weights if not _matches(name, skip)]
+    wanted = [name for name in own if not matches(name, skip)]
+    given = [name for name in weights if not matches(name, skip)]
     missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in own]
     shapes = [name for name in wanted if name in weights and weights[name].shape != own[name].shape]
@@ -162,10 +218,6 @@ def share_weights(network: nn.Module) -> None:
         shared = value.contiguous()
         dist.broadcast(shared, src=0)
         value.copy_(shared)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

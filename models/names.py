@@ -1,10 +1,11 @@
-"""One error for every mistyped name: it offers the nearest valid one and lists the rest."""
+"""Names and patterns of names; one error for every mistyped one, which offers the nearest and lists the rest."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 LISTED = 30  # names in a message
@@ -25,6 +26,11 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
     if len(names) > LISTED:
         listed += f" and {len(names) - LISTED} more"
     raise UnknownNameError(f"unknown {kind} {name!r}.{hint} Valid: {listed}.")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a dotted name matches any of the shell-style `patterns`, as "layer1.*" does "layer1.0.weight"."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def option_names(function: Callable[..., Any], *, besides: Iterable[str] = ()) -> set[str]:

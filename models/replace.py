@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from models.convs import Variant
 from models.convs.variant import is_plain_conv
+from models.names import matches
 
 
 def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence[str] = "*") -> nn.Module:
@@ -26,7 +26,7 @@ def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     convs = {name: module for name, module in network.named_modules() if is_plain_conv(module)}
-    matching = {name: conv for name, conv in convs.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    matching = {name: conv for name, conv in convs.items() if matches(name, patterns)}
     if not matching:
         listed = ", ".join(convs) or "none"
         raise ValueError(f"conv_layers {patterns} match no convolution of this network. Its convolutions: {listed}.")

@@ -171,6 +171,11 @@ class ConvsuiteCLI(LightningCLI):
         )
 
     def fit(self) -> None:
+        start = self.model.starting_point
+        if start is not None and self.run.last_checkpoint.is_file():
+            start.check_unchanged(self.run.last_checkpoint)
+        elif start is not None and self.checkpoint is None:
+            start.find()  # now, not after all images have been decoded
         if self.run.is_finished:
             _say(f"{self.run} is trained already: nothing is left to do.")
             rank_zero_only(show_results)("fit", self.run.metrics(), self.run)

@@ -87,6 +87,7 @@ class SlidingWindow:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.layouts = [_layout(size, overlap, margin, align) for size in sizes]
         self.window: Window = window
+        self.align = align
         self.batch_size = batch_size
 
     def __call__(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 import yaml
 
+from lightning_modules import load_run
 from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.commands.training import ConvsuiteCLI
+from lightning_modules.files import CheckpointError
+from lightning_modules.grid import Grid
 from models import create_model
 from tests.helpers.cats_dogs import write_class_folders
 from tests.helpers.data import trust_fashion_mnist, write_celeba, write_fashion_mnist
@@ -79,18 +83,29 @@ def test_overlays_build_over_an_experiment(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plain", "gaussian"),
-    [
-        ("gaussian/nuclei/unet.yaml", "gaussian/nuclei/gaussian_unet.yaml"),
-        ("gaussian/cats_dogs/vgg16_free_form.yaml", "gaussian/cats_dogs/vgg16_gaussian.yaml"),
-    ],
+    ("folder", "plain", "gaussian"),
+    [("nuclei", "unet.yaml", "gaussian_unet.yaml"), ("cats_dogs", "vgg16_free_form.yaml", "vgg16_gaussian.yaml")],
 )
-def test_experiments_that_are_compared_differ_in_the_convolution_alone(plain, gaussian):
-    contents = [yaml.safe_load((CONFIGS / name).read_text()) for name in (plain, gaussian)]
+def test_experiments_that_are_compared_differ_in_the_convolution_alone(folder, plain, gaussian):
+    contents = [
+        yaml.safe_load((CONFIGS / "gaussian" / folder / name).read_text())
+        for name in (plain, gaussian, "layers/gaussian.yaml")
+    ]
     convs = [content["model"]["init_args"].pop("conv") for content in contents]
     assert contents[0] == contents[1]
     assert convs[0] == "standard"
-    assert convs[1]["name"] == "gaussian"
+    assert convs[1] == convs[2]
+
+
+@pytest.mark.parametrize("name", ["gaussian_nuclei", "gaussian_cats_dogs"])
+def test_cells_of_a_row_see_the_same_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = []
+    for cell in Grid.read(CONFIGS / "grids" / f"{name}.yaml").cells(seeds=[0]):
+        with ExitStack() as cleanup:
+            data.append(ConvsuiteCLI("fit", cell.arguments(), cleanup).config_plain["data"])
+    assert len(data) == 4
+    assert all(each == data[0] for each in data)
 
 
 def experiment(name: str) -> list[str]:
@@ -137,11 +152,29 @@ def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
     if name.startswith("ocgan/"):
         assert sorted(os.listdir("run/samples")) == [f"{index:06d}.png" for index in range(9)]
     elif name.startswith("gaussian/nuclei/"):
-        assert all(path.suffix == ".png" for path in Path("run/predictions").rglob("*.*"))
-        assert len(list(Path("run/predictions").rglob("*.png"))) >= 1
+        written = sorted(path.name for path in Path("run/predictions").rglob("*.png"))
+        assert written
+        assert all(re.fullmatch(r"\d\d_\d\.png", name) for name in written)  # whole images, by their names
     else:
         with Path("run/predictions.csv").open() as file:
             predictions = list(csv.reader(file))
         assert predictions[0][:2] == ["file", "class"]
         assert len(predictions) > 8
     assert {"config.yaml", "environment.json", "media"} <= set(os.listdir("run"))
+
+
+@pytest.mark.smoke
+def test_the_two_steps_of_cats_and_dogs(tiny_data):
+    """In small, as the files say it: the second step starts from the first one's run, and trains one layer."""
+    folder = "gaussian/cats_dogs"
+    tiny = ["--data.train_size=16", "--data.image_size=32", "--trainer.max_epochs=1"]
+    first = ["--config", f"{folder}/vgg16.yaml", "--config", f"{folder}/small_from_scratch.yaml"]
+    second = ["--config", f"{folder}/vgg16_gaussian.yaml", "--config", f"{folder}/small.yaml", *tiny]
+    with pytest.raises(CheckpointError, match="there is no file or run runs/cats_dogs/vgg16_small"):
+        main(["fit_test", *second])
+    assert main(["fit_test", *first, *tiny, "--trainer.default_root_dir=runs/cats_dogs/vgg16_small"]) == 0
+    assert main(["fit_test", *second, "--model.fit_replaced=true", "--trainer.default_root_dir=second"]) == 0
+    before, after = (load_run(folder).state_dict() for folder in ("runs/cats_dogs/vgg16_small", "second"))
+    assert {name for name in after if name not in before or not torch.equal(before[name], after[name])} == {
+        name for name in after if name.startswith("features.0.")
+    }

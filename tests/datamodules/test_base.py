@@ -306,3 +306,11 @@ def test_symmetric_normalisation_is_the_range_of_tanh(kind):
     torch.testing.assert_close(data.denormalise(symmetric), image / 255)
     with pytest.raises(ValueError, match="normalisation must be one of standardised, symmetric, got tanh"):
         getattr(datamodules, kind)(normalisation="tanh")
+
+
+def test_more_processes_than_evaluated_samples_are_refused(monkeypatch):
+    data = DigitsDataModule(val_size=3)
+    data.setup("fit")
+    monkeypatch.setattr("datamodules.base.process_place", lambda: (4, 0))
+    with pytest.raises(ValueError, match=r"3 samples cannot be dealt out to 4 processes.* 3 device\(s\) or fewer"):
+        data.val_dataloader()

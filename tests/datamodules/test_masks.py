@@ -1,12 +1,15 @@
 """Masks: values that are classes are kept, all else is refused by name."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from datamodules.image_folder import DamagedFileError
-from datamodules.masks import check_same_size, class_values, read_mask
+from datamodules.masks import check_same_size, class_values, read_foreground, read_mask
 
 VALUES = np.array([[0, 1, 2], [20, 255, 0]], dtype=np.uint8)
 
@@ -74,3 +77,33 @@ def test_a_mask_of_another_size_is_an_error_that_names_both(tmp_path):
     check_same_size(tmp_path / "a.jpg", (4, 6), tmp_path / "a.png", torch.Size((4, 6)))
     with pytest.raises(DamagedFileError, match=r"a\.jpg has 4x6 pixels \(height x width\), its mask .*a\.png 6x4"):
         check_same_size(tmp_path / "a.jpg", (4, 6), tmp_path / "a.png", (6, 4))
+
+
+def test_values_in_the_alpha_channel_are_refused(tmp_path):
+    alpha = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    Image.merge("LA", [Image.new("L", (2, 2), 255), alpha]).save(tmp_path / "mask.png")
+    with pytest.raises(DamagedFileError, match=r"mask\.png has its values in the alpha channel"):
+        read_mask(tmp_path / "mask.png", {0: 0, 255: 1})
+
+
+def test_grey_values_of_4_bits_are_not_stretched_silently(tmp_path):
+    # The smallest PNG of 4 bits: one row of the pixels 1 and 2.
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\x00\x12")), (b"IEND", b"")]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    with pytest.raises(DamagedFileError, match="has 2 or 4 bits a pixel"):
+        read_mask(tmp_path / "mask.png", class_values(21))
+
+
+def test_a_palette_that_shows_the_background_brighter_is_refused(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(tmp_path / "right.png")
+    assert read_foreground(tmp_path / "right.png").tolist() == [[0, 1], [1, 0]]
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(tmp_path / "wrong.png")
+    with pytest.raises(DamagedFileError, match=r"wrong\.png is a palette image that shows 0, the background, brighter"):
+        read_foreground(tmp_path / "wrong.png")

@@ -18,6 +18,7 @@ from datamodules.image_folder import DamagedFileError
 from datamodules.nuclei import MEAN_AND_STD, NucleiDataModule
 from datamodules.nuclei_download import unpack
 from datamodules.nuclei_objects import read_object_masks, read_outlines
+from datamodules.tiles import to_grey
 from tests.helpers.nuclei import TEST_SLIDES, TRAIN_SLIDES, aperio_xml, write_dsb2018, write_monuseg, write_tnbc
 
 REAL_DATA = os.environ.get("CONVSUITE_DATA", "")
@@ -180,6 +181,23 @@ def test_workers_change_nothing(tmp_path):
         assert all(torch.equal(single[name], parallel[name]) for name in single)
 
 
+def test_training_tiles_are_augmented_as_asked_and_by_the_seed(tmp_path):
+    write_tnbc(tmp_path)
+
+    def drawn(**options) -> torch.Tensor:
+        data = opened(tmp_path, **{"split": "random", "val_size": 0, "test_size": 1, **options})
+        data.train_dataset.members = torch.arange(8)  # whatever the split
+        return data.train_dataset.__getitems__([(0, index) for index in range(8)])["image"]
+
+    plain = drawn(orientations=False)
+    assert torch.equal(plain, drawn(orientations=False, seed=1))
+    turned, jittered = drawn(orientations=True), drawn(orientations=False, stain_jitter=0.2)
+    assert not torch.equal(turned, plain)
+    assert torch.equal(turned.flatten(1).sort().values, plain.flatten(1).sort().values)
+    assert not torch.equal(jittered.flatten(1).sort().values, plain.flatten(1).sort().values)
+    assert not torch.equal(turned, drawn(orientations=True, seed=1))
+
+
 def test_fingerprints_name_what_is_measured_on(tmp_path):
     write_tnbc(tmp_path)
     fingerprints = [
@@ -333,7 +351,7 @@ def outlined(tmp_path: Path, *outlines: str) -> Path:
 
 
 def test_outlines_cover_the_pixels_whose_centres_they_hold(tmp_path):
-    path = outlined(tmp_path, "2,3 6,3 6,9 2,9", "4,5 12,5 12,7 4,7", "8,8", "9.6,-3 30,-3 30,1.6 9.6,1.6")
+    path = outlined(tmp_path, "2,3 6,3 6,9 2,9", "4,5 12,5 12,7 4,7", "8,8", "9.6,-3 30,-3 30,1.6 9.6,1.6", "")
     numbers = read_outlines(path, (10, 12))
     expected = np.zeros((10, 12), dtype=int)
     expected[3:9, 2:6] = 1
@@ -457,3 +475,9 @@ def test_the_real_monuseg_images():
     mean, std = (torch.tensor(values) for values in MEAN_AND_STD["rgb"])
     torch.testing.assert_close(pixels.mean(0).float(), mean, atol=1e-6, rtol=0)
     torch.testing.assert_close(pixels.std(0).float(), std, atol=1e-6, rtol=0)
+    grey = to_grey(torch.stack([image.image for image in data.train_dataset.images])).double() / 255
+    mean, std = MEAN_AND_STD["grey"]
+    assert (grey.mean().item(), grey.std().item()) == (
+        pytest.approx(mean[0], abs=1e-5),
+        pytest.approx(std[0], abs=1e-5),
+    )

@@ -62,13 +62,21 @@ def test_a_folder_s_images_keep_their_size(tmp_path):
     assert folder[0]["image"].shape == (3, 30, 40)
 
 
-def test_transparent_pixels_are_refused_where_images_must_be_opaque(tmp_path):
+def test_transparent_pixels_are_refused_in_annotated_images(tmp_path):
     Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "opaque.tif")
-    assert open_image(tmp_path / "opaque.tif", "RGB", opaque=True).getpixel((0, 0)) == (1, 2, 3)
+    assert open_image(tmp_path / "opaque.tif", "RGB", annotated=True).getpixel((0, 0)) == (1, 2, 3)
     Image.new("RGBA", (4, 4), (1, 2, 3, 254)).save(tmp_path / "sheer.tif")
     assert open_image(tmp_path / "sheer.tif", "RGB").getpixel((0, 0)) == (1, 2, 3)
     with pytest.raises(DamagedFileError, match=r"sheer\.tif has an alpha channel with transparent pixels"):
-        open_image(tmp_path / "sheer.tif", "RGB", opaque=True)
+        open_image(tmp_path / "sheer.tif", "RGB", annotated=True)
+
+
+def test_images_that_are_to_be_turned_are_refused_where_annotations_are_not(tmp_path):
+    image = Image.new("RGB", (4, 6))
+    image.save(tmp_path / "turned.tif", tiffinfo={274: 3})
+    assert open_image(tmp_path / "turned.tif", "RGB").size == (4, 6)
+    with pytest.raises(DamagedFileError, match=r"turned\.tif is to be turned, as its orientation tag says"):
+        open_image(tmp_path / "turned.tif", "RGB", annotated=True)
 
 
 @pytest.mark.parametrize("name", ["deep.tif", "grey.tif", "deep.png"])

@@ -91,7 +91,8 @@ def write_monuseg(root: Path, official: bool, size: tuple[int, int] = (40, 48), 
                 (home / annotations / f"{name}.xml").write_text(aperio_xml(numbers))
             else:
                 mask = (255 * (numbers > 0)).astype(np.uint8)
-                Image.merge("LA", [Image.fromarray(mask)] * 2).save(home / annotations / f"{name}.png")
+                alpha = Image.new("L", size[::-1], 200)  # of which nothing is to be read
+                Image.merge("LA", [Image.fromarray(mask), alpha]).save(home / annotations / f"{name}.png")
     return objects
 
 

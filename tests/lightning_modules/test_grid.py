@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lightning_modules.grid import Grid
+from lightning_modules.grid import Cell, Grid
 from tests.helpers.grids import CURVES, VALUES, write_grid
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -75,6 +76,8 @@ def test_settings_of_finished_experiments_stay_what_they_are(grid):
         ("[plain, wide]", "[plane, wide]", "unknown column in orders: 'plane'"),
         ("title:", "measures: {test/loss: loss}\ntitle:", "measures lack 'test/accuracy', the metric"),
         ("title:", "reference: wid\ntitle:", "unknown column in reference: 'wid'. Did you mean 'wide'"),
+        ("title:", "reference: wide\ntitle:", "reference is for measures, and the grid has none"),
+        ("title:", "measures: {test/accuracy: accuracy}\ntitle:", "orders rank the values of a table without"),
         ("rows:", "rows: [", "while parsing"),
     ],
 )
@@ -115,6 +118,21 @@ def test_unknown_rows_and_columns(grid):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "grids").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_grid_of_the_suite_names_files_that_exist(path):
-    cells = list(Grid.read(path).cells())
+    grid = Grid.read(path)
+    cells = list(grid.cells())
     assert cells
     assert len({(cell.name, cell.settings) for cell in cells}) == len(cells)
+    # A complete experiment as a column would undo what the row says.
+    overlays = [axis.config for axis in (*grid.rows.values(), *grid.columns.values()) if axis.config]
+    for overlay in (yaml.safe_load((CONFIGS / name).read_text()) for name in overlays):
+        assert not any("class_path" in overlay.get(part, {}) for part in ("model", "data"))
+
+
+def test_overrides_are_written_as_the_command_line_takes_them():
+    overrides = (("model.conv", {"name": "octave", "alpha": 0.5}), ("model.init_skip", None), ("data.root", "here"))
+    assert Cell("row", "column", 1, (), overrides).arguments() == [
+        "--seed_everything=1",
+        '--model.conv={"name": "octave", "alpha": 0.5}',
+        "--model.init_skip=null",
+        "--data.root=here",
+    ]

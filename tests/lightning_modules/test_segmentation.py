@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_modules.inference import Inference
 from lightning_modules.losses.segmentation import dice
 from lightning_modules.metrics.confusion import segmentation_measures
+from lightning_modules.metrics.instances import InstanceMetrics
 from lightning_modules.segmentation import SegmentationTask
 from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
 from tests.helpers.tiny_runs import tiny_trainer
@@ -158,6 +160,53 @@ def test_objects_of_perfect_predictions(tmp_path):
     assert 0 < result["test/aji"] < 1
 
 
+@pytest.mark.parametrize("method", ["components", "watershed"])
+def test_objects_are_made_as_asked_and_ignored_pixels_are_passed_on(tmp_path, monkeypatch, method):
+    """Of the foreground and its probability; the metric gets what is ignored."""
+    asked, measured = [], []
+
+    def label(foreground, probability=None, method="components"):
+        asked.append((method, None if probability is None else float(probability.mean())))
+        return foreground.astype("int32")
+
+    monkeypatch.setattr("lightning_modules.segmentation.label_objects", label)
+    update = InstanceMetrics.update
+    monkeypatch.setattr(
+        InstanceMetrics,
+        "update",
+        lambda self, found, truth, ignored: measured.append(ignored.sum()) or update(self, found, truth, ignored),
+    )
+    task = tiny_segmentation(instances=method, inference=truth_of_discs)
+    result_of(tmp_path, task, TinyMasks(evaluated=1, ignored=True))
+    truth, found = asked
+    assert truth == ("components", None)
+    assert found[0] == method
+    assert 0 < found[1] < 1
+    assert measured == [2 * 16]
+
+
+def test_the_training_loss_is_logged_as_it_is(tmp_path):
+    seen = []
+
+    class Watching(SegmentationTask):
+        def watch(self, loss, step=None):
+            seen.append(float(loss.detach()))
+
+    task = Watching("unet", {"widths": [4, 8], "kernel_size": 3})
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, datamodule=TinyMasks())
+    assert float(trainer.logged_metrics["train/loss"]) == pytest.approx(seen[-1])
+    assert seen[-1] > 0
+
+
+def test_tiles_off_the_networks_grid_are_refused():
+    assert tiny_segmentation(inference=Inference(tile_size=16, align=2)).inference.tiles.align == 2
+    with pytest.raises(ValueError, match=r"inference\.align is 1, .* a multiple of 2: .* Set align: 2"):
+        tiny_segmentation(inference=Inference(tile_size=16))
+    with pytest.raises(ValueError, match="Set align: 4"):
+        tiny_segmentation(inference=Inference(tile_size=16, align=2), conv="octave")
+
+
 def test_many_classes(tmp_path):
     data = TinyMasks(num_classes=7, train=4)
     trainer, task = tiny_trainer(tmp_path, max_epochs=1), tiny_segmentation(num_classes=7)
@@ -224,13 +273,13 @@ def test_a_wrong_class_names_its_file(tmp_path):
     assert math.isfinite(result["test/loss"])
 
 
-def test_masks_that_do_not_fit_are_refused_before_the_first_step():
+def test_masks_that_do_not_fit_are_refused_before_the_step():
     batch = TinyMasks(train=2).make_train_and_val()[0].__getitems__([(0, 0), (0, 1)])
     batch = {**batch, "image": batch["image"].float(), "mask": batch["mask"].long()}
     with pytest.raises(ValueError, match=r"masks \(2, 16, 15\) do not fit images \(2, 3, 16, 16\)"):
         tiny_segmentation().training_step({**batch, "mask": batch["mask"][..., :15]}, 0)
     with pytest.raises(ValueError, match=r"the mask of sample 1 holds 9"):
-        tiny_segmentation().training_step({**batch, "mask": batch["mask"].index_fill(0, torch.tensor(1), 9)}, 0)
+        tiny_segmentation().training_step({**batch, "mask": batch["mask"].index_fill(0, torch.tensor(1), 9)}, 5)
 
 
 def test_a_network_that_gives_no_logit_for_each_pixel():
@@ -260,6 +309,7 @@ def test_a_backbone_with_its_head(tmp_path):
         ({"num_classes": 3, "binary": True}, r"binary \(True\) is for two classes, and there are 3"),
         ({"num_classes": 3, "instances": "components"}, r"instances \(components\) is for two classes"),
         ({"instances": "component"}, "unknown instances 'component'. Did you mean 'components'"),
+        ({"ignore_index": -100}, "ignore_index must be 0 to 255"),
         ({"absent": "skipped"}, "unknown absent 'skipped'. Did you mean 'skip'"),
         ({"loss": "dicee"}, "unknown loss 'dicee'. Did you mean 'dice'"),
         ({"loss_options": {"cross_entropy": {"class_weights": [1.0]}}}, "class_weights must be 2 positive numbers"),
@@ -278,6 +328,7 @@ def test_checkpoints_hold_plain_data(tmp_path):
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["num_classes"] == 2
     assert "inference" not in checkpoint["hyper_parameters"]
+    assert "inference" not in task.hparams_initial
     assert all(key.startswith("network.") for key in checkpoint["state_dict"])
     again = SegmentationTask.load_from_checkpoint(tmp_path / "a.ckpt")
     images = torch.randn(1, 3, 16, 16)

@@ -21,7 +21,7 @@ TWO = {"devices": 2, "strategy": "ddp_fork"}
 OPTIONS = {
     "batches": ({"num_classes": 3, "loss": {"cross_entropy": 1.0, "focal": 0.5}}, {"num_classes": 3, "batch_size": 2}),
     "images": (
-        {"binary": True, "loss": "dice", "instances": "watershed", "inference": Inference(tile_size=16)},
+        {"binary": True, "loss": "dice", "instances": "watershed", "inference": Inference(tile_size=16, align=4)},
         {"native_size": True, "objects": True, "ignored": True},
     ),
     "components": ({"instances": "components"}, {"ignored": True}),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,6 @@ from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.commands import training
 from lightning_modules.files import CheckpointError
-from lightning_modules.runs import MissingRunError
 from lightning_modules.weights import load_weights, read_weights, share_weights
 from models import create_model, vgg
 from tests.helpers.commands import save_every, tiny
@@ -87,9 +88,11 @@ def test_layouts_of_files(wrap, source, tmp_path):
 def test_a_checkpoint_and_a_run_folder(checkpoint, source, tmp_path):
     assert is_copy(started(tiny_task(**PLAIN, init_from=checkpoint)), source.network)
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    with pytest.raises(MissingRunError, match="holds no checkpoint"):
-        started(tiny_task(**PLAIN, init_from=str(tmp_path / "run")))
     (tmp_path / "run/checkpoints/last.ckpt").write_bytes((tmp_path / "source.ckpt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"init_from: .*run is no finished run: finish it"):
+        started(tiny_task(**PLAIN, init_from=str(tmp_path / "run")))
+    sessions = [{"stage": "fit", "outcome": "finished"}]
+    (tmp_path / "run/environment.json").write_text(json.dumps({"sessions": sessions}))
     assert is_copy(started(tiny_task(**PLAIN, init_from=str(tmp_path / "run"))), source.network)
 
 
@@ -293,6 +296,23 @@ def test_a_missing_file_stops_a_new_fit_alone(tmp_path):
     tiny_trainer(tmp_path, max_epochs=1).fit(loaded, datamodule=tiny_data())  # goes on from what was loaded
 
 
+def test_a_run_keeps_to_the_file_that_it_started_from(weights, tmp_path):
+    task = tiny_task(**PLAIN, init_from=weights)
+    tiny_trainer(tmp_path, [SaveAfter(3, tmp_path / "a.ckpt")], max_epochs=1).fit(task, datamodule=tiny_data())
+    task.starting_point.check_unchanged(tmp_path / "a.ckpt")
+    torch.save(tiny_task(**PLAIN).network.state_dict(), weights)
+    with pytest.raises(ValueError, match=r"weights\.pth has changed since this run started from it"):
+        task.starting_point.check_unchanged(tmp_path / "a.ckpt")
+    Path(weights).unlink()
+    task.starting_point.check_unchanged(tmp_path / "a.ckpt")  # gone is not changed
+
+
+def test_what_would_stay_random_and_frozen_is_refused(weights):
+    options = {"init_from": weights, "init_skip": ["conv1.*", "conv2.*"]}
+    with pytest.raises(ValueError, match=r"init_skip leaves conv2\.weight, conv2\.bias at a random start"):
+        tiny_task(**PLAIN, **options, trainable=["conv1.*"])
+
+
 def test_weights_are_loaded_once(weights, source, tmp_path):
     task = tiny_task(**PLAIN, init_from=weights)
     tiny_trainer(tmp_path, max_epochs=1).fit(task, datamodule=tiny_data())
@@ -351,7 +371,8 @@ def vgg_task(seed: int = 1, **options) -> ClassificationTask:
     return ClassificationTask("vgg16", {**SMALL_VGG, "pretrained": True, **options}, num_classes=2)
 
 
-def test_pretrained_weights_are_read_when_a_training_starts(downloads):
+def test_pretrained_weights_are_read_when_a_training_starts(downloads, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     task = vgg_task()
     assert not downloads
     assert task.hparams["model_options"]["pretrained"]

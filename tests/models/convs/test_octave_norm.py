@@ -138,6 +138,7 @@ def test_networks_without_octave_norms_have_no_betas():
 
 @pytest.mark.parametrize("kind", ["batch", "group", "instance", "none"])
 def test_a_change_of_betas_reaches_a_compiled_network(kind):
+    torch._dynamo.reset()  # how often it may compile anew is counted over all networks of one class
     network = octave_network(kind).eval()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 8, 8)
