@@ -141,6 +141,23 @@ class BaseDataModule(LightningDataModule, ABC):
                 else ImageFolder(self.predict_root, self.in_channels, self.image_size)
             )
 
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps of the data: the seed by which its training samples were chosen."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Refuse to evaluate a checkpoint on subsets of another seed, which may hold what it was trained on.
+
+        Raises:
+            ValueError: The seeds differ; the message names both.
+        """
+        trained = state_dict["seed"]
+        if self.trainer is not None and self.trainer.state.fn in ("validate", "test") and trained != self.seed:
+            raise ValueError(
+                f"The checkpoint was trained on subsets of data seed {trained}, and this evaluation has {self.seed}: "
+                f"it could be measured on what it was trained on. Set --data.seed {trained}."
+            )
+
     def train_dataloader(self) -> DataLoader:
         dataset = self._filled("train", _opened(self.train_dataset, "fit"))
         sampler = EpochSampler(dataset, self.seed, drop_last=self.drop_last)

@@ -64,6 +64,7 @@ class SegmentationTask(BaseTask):
             in one pass. Checkpoints do not hold it.
         instances: How predicted objects are made from the pixels of class 1, as connected "components" or by
             "watershed"; default: objects are not measured.
+        min_object_size: Predicted objects of fewer pixels are removed; specks would count as mistakes.
         absent: What becomes of undefined measures in means over classes: "skip" leaves them out, "one" and "zero" put
             this value in their place.
         optimizer: Called with the parameter groups.
@@ -100,6 +101,7 @@ class SegmentationTask(BaseTask):
         binary: bool = False,
         inference: Inference | None = None,
         instances: Method | None = None,
+        min_object_size: int = 0,
         absent: Absent = "skip",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -115,6 +117,8 @@ class SegmentationTask(BaseTask):
         for name, value in (("binary", binary), ("instances", instances)):
             if value and num_classes != 2:
                 raise ValueError(f"{name} ({value}) is for two classes, and there are {num_classes}: leave it out")
+        if min_object_size < 0 or (min_object_size and instances is None):
+            raise ValueError(f"min_object_size ({min_object_size}) must be 0 or more, and is for `instances`: set that")
         if not 0 <= ignore_index <= 255:
             raise ValueError(f"ignore_index must be 0 to 255, what a mask of bytes can hold, got {ignore_index}")
         check_name("absent", absent, get_args(Absent))
@@ -239,7 +243,8 @@ class SegmentationTask(BaseTask):
         self.objects_suffix[stage] = "_components" if annotated is None else ""
         truth = [label_objects(mask == 1) for mask in masks] if annotated is None else annotated.cpu().numpy()
         for i, mask in enumerate(masks):
-            found = label_objects(foreground[i], probability[i], self.hparams["instances"])
+            options = {"method": self.hparams["instances"], "min_size": self.hparams["min_object_size"]}
+            found = label_objects(foreground[i], probability[i], **options)
             metric.update(found, truth[i], mask == self.hparams["ignore_index"])
 
     def _check_masks(self, batch: Batch) -> None:

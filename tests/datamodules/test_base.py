@@ -13,6 +13,7 @@ import datamodules
 from datamodules import BaseDataModule, DigitsDataModule
 from datamodules.sampling import EpochSampler, EvaluationSampler
 from tests.helpers.data import write_image_folder
+from tests.helpers.tiny_runs import tiny_data, tiny_task, tiny_trainer
 
 
 class Probe(LightningModule):
@@ -314,3 +315,14 @@ def test_more_processes_than_evaluated_samples_are_refused(monkeypatch):
     monkeypatch.setattr("datamodules.base.process_place", lambda: (4, 0))
     with pytest.raises(ValueError, match=r"3 samples cannot be dealt out to 4 processes.* 3 device\(s\) or fewer"):
         data.val_dataloader()
+
+
+def test_a_checkpoint_is_not_evaluated_on_subsets_of_another_seed(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(tiny_task(), datamodule=tiny_data(seed=1))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = {"ckpt_path": tmp_path / "a.ckpt", "weights_only": True}
+    tiny_trainer(tmp_path).validate(tiny_task(), datamodule=tiny_data(seed=1), verbose=False, **saved)
+    for evaluate in ("validate", "test"):
+        with pytest.raises(ValueError, match=r"subsets of data seed 1, .* has 2: .* Set --data\.seed 1\."):
+            getattr(tiny_trainer(tmp_path), evaluate)(tiny_task(), datamodule=tiny_data(seed=2), verbose=False, **saved)

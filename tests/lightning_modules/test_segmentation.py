@@ -165,8 +165,8 @@ def test_objects_are_made_as_asked_and_ignored_pixels_are_passed_on(tmp_path, mo
     """Of the foreground and its probability; the metric gets what is ignored."""
     asked, measured = [], []
 
-    def label(foreground, probability=None, method="components"):
-        asked.append((method, None if probability is None else float(probability.mean())))
+    def label(foreground, probability=None, method="components", min_size=0):
+        asked.append((method, min_size, None if probability is None else float(probability.mean())))
         return foreground.astype("int32")
 
     monkeypatch.setattr("lightning_modules.segmentation.label_objects", label)
@@ -176,12 +176,12 @@ def test_objects_are_made_as_asked_and_ignored_pixels_are_passed_on(tmp_path, mo
         "update",
         lambda self, found, truth, ignored: measured.append(ignored.sum()) or update(self, found, truth, ignored),
     )
-    task = tiny_segmentation(instances=method, inference=truth_of_discs)
+    task = tiny_segmentation(instances=method, min_object_size=3, inference=truth_of_discs)
     result_of(tmp_path, task, TinyMasks(evaluated=1, ignored=True))
     truth, found = asked
-    assert truth == ("components", None)
-    assert found[0] == method
-    assert 0 < found[1] < 1
+    assert truth == ("components", 0, None)
+    assert found[:2] == (method, 3)
+    assert 0 < found[2] < 1
     assert measured == [2 * 16]
 
 
@@ -309,6 +309,7 @@ def test_a_backbone_with_its_head(tmp_path):
         ({"num_classes": 3, "binary": True}, r"binary \(True\) is for two classes, and there are 3"),
         ({"num_classes": 3, "instances": "components"}, r"instances \(components\) is for two classes"),
         ({"instances": "component"}, "unknown instances 'component'. Did you mean 'components'"),
+        ({"min_object_size": 5}, r"min_object_size \(5\) must be 0 or more, and is for `instances`"),
         ({"ignore_index": -100}, "ignore_index must be 0 to 255"),
         ({"absent": "skipped"}, "unknown absent 'skipped'. Did you mean 'skip'"),
         ({"loss": "dicee"}, "unknown loss 'dicee'. Did you mean 'dice'"),
