@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle, islice, repeat
 from typing import Any
 
@@ -21,6 +22,20 @@ def generator_for(*key: str | int) -> torch.Generator:
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@contextmanager
+def draws_for(*key: str | int) -> Iterator[None]:
+    """What is drawn from torch's global generator on the CPU within the block depends on the key alone.
+
+    For transforms that take no generator. Afterwards the generator is as it was before.
+    """
+    state = torch.get_rng_state()
+    torch.set_rng_state(generator_for(*key).get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def process_place() -> tuple[int, int]:

@@ -14,6 +14,7 @@ from datamodules.sampling import (
     EpochSampler,
     EvaluationSampler,
     ResumableDataLoader,
+    draws_for,
     generator_for,
 )
 
@@ -217,3 +218,16 @@ def test_generators_of_different_keys_are_unrelated():
         for key in (("order", 0, 1), ("order", 1, 0), ("order", 0, 0), ("split", 0, 0), ("order", 0), ("order", -1, 1))
     }
     assert len(draws) == 6
+
+
+def test_draws_within_a_block_depend_on_its_key_alone_and_leave_no_trace():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with draws_for("augment", 0, 2, 5):
+        first = torch.rand(4)
+    assert torch.equal(torch.rand(3), expected)
+    with draws_for("augment", 0, 2, 5):
+        assert torch.equal(torch.rand(4), first)
+    with draws_for("augment", 0, 2, 6):
+        assert not torch.equal(torch.rand(4), first)
