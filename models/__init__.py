@@ -2,6 +2,7 @@
 
 from models import dcgan as dcgan  # importing a family registers its networks
 from models import fashion_cnn as fashion_cnn
+from models import sunet as sunet
 from models import unet as unet
 from models import vgg as vgg
 from models.registry import create_model, list_models, register_model

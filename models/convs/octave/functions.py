@@ -106,6 +106,20 @@ def _interpolate(
     return OctavePair(high, func(x.low, half, None, *args, **kwargs), full)
 
 
+@rule("narrow")
+def _narrow(func: Callable[..., Tensor], x: OctavePair, dim: int, start: int, length: int) -> OctavePair:
+    """The first rows or columns: both grids begin there, and the low member keeps half of what the high one keeps."""
+    if dim % 4 < 2 or start != 0:
+        raise TypeError(
+            f"narrow has no meaning for an octave pair along dimension {dim} from {start} on: only its first rows "
+            "(dimension 2) or columns (3), from 0 on, lie on both of its grids"
+        )
+    size = (length, x.full_size[1]) if dim % 4 == 2 else (x.full_size[0], length)
+    high = None if x.high is None else func(x.high, dim, 0, length)
+    low = None if x.low is None else func(x.low, dim, 0, half_size(size)[dim % 4 - 2])
+    return OctavePair(high, low, size)
+
+
 _POOLING_OPTIONS = {
     "max_pool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),

@@ -253,6 +253,17 @@ def test_interpolate_doubles_both(arguments, size, members):
         assert F.interpolate(pair, mode=mode, **arguments).full_size == F.interpolate(x, **arguments).shape[2:]
 
 
+@pytest.mark.parametrize("members", [(3, 2), (0, 2), (3, 0)])
+def test_narrow_keeps_the_first_rows_or_columns(members):
+    pair = pair_of(*members, size=(6, 7))
+    for dim, length in ((2, 6), (2, 5), (-2, 3), (3, 6), (3, 1)):
+        x = torch.narrow(pair, dim, 0, length)
+        assert x.full_size == torch.narrow(torch.empty(1, 1, 6, 7), dim, 0, length).shape[2:]
+        for kept, member in zip(x.members, pair.members, strict=True):
+            assert torch.equal(kept, member[:, :, : kept.shape[2], : kept.shape[3]])
+    assert pair.narrow(3, 0, 4).full_size == (6, 4)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 6), (7, 7)])
 def test_nearest_upsampling_of_a_pair_is_that_of_its_tensor(size):
     pair = pair_of(size=size)
@@ -332,6 +343,8 @@ def test_a_pair_of_one_pixel_is_a_tensor_of_its_channels():
         (lambda x: x.mean(), "height and width together"),
         (lambda x: x.mean(1), "height and width together"),
         (lambda x: F.pad(x, (1, 1, 1, 1)), "pad has no meaning"),
+        (lambda x: x.narrow(2, 1, 2), "narrow has no meaning for an octave pair along dimension 2 from 1 on"),
+        (lambda x: torch.narrow(x, 1, 0, 2), "narrow has no meaning"),
         (lambda x: F.conv2d(x, torch.ones(1, 5, 1, 1)), "conv2d has no meaning.*to_tensor"),
         (nn.Conv2d(5, 4, 1), "conv2d has no meaning.*'exit'"),
         (nn.Linear(5, 5), "linear has no meaning"),
