@@ -8,10 +8,14 @@ from typing import Any
 _HOMES = {
     "BaseDataModule": "datamodules.base",
     "CatsDogsDataModule": "datamodules.cats_dogs",
+    "COCODataModule": "datamodules.coco",
     "CelebADataModule": "datamodules.celeba",
+    "CityscapesDataModule": "datamodules.cityscapes",
     "DigitsDataModule": "datamodules.digits",
     "FashionMNISTDataModule": "datamodules.fashion_mnist",
+    "ImageNetDataModule": "datamodules.imagenet",
     "NucleiDataModule": "datamodules.nuclei",
+    "PascalVOCDataModule": "datamodules.voc",
 }
 __all__ = list(_HOMES)
 

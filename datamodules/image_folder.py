@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -76,14 +76,14 @@ def find_images(root: Path, key: str) -> list[str]:
     return files
 
 
-def read_image(path: Path, mode: str) -> Tensor:
+def read_image(path: Path | BinaryIO, mode: str) -> Tensor:
     """Decode an image file to uint8 (C, H, W), as `open_image` does."""
     from torchvision.transforms.v2 import functional
 
     return functional.pil_to_tensor(open_image(path, mode))
 
 
-def open_image(path: Path, mode: str, annotated: bool = False) -> Image.Image:
+def open_image(path: Path | BinaryIO, mode: str, annotated: bool = False) -> Image.Image:
     """Decode an image file to `mode`, PIL's "L" or "RGB", turned the way its EXIF orientation says.
 
     Grey and palette images become RGB and the other way round; an alpha channel is left out, as torchvision's loader
@@ -124,7 +124,7 @@ def open_image(path: Path, mode: str, annotated: bool = False) -> Image.Image:
 
 
 @contextmanager
-def opened_image(path: Path, kind: str) -> Iterator[Image.Image]:
+def opened_image(path: Path | BinaryIO, kind: str) -> Iterator[Image.Image]:
     """An image file to decode within the block.
 
     Raises:
