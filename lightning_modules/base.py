@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lightning_modules.batch_norm import evaluate_batch_norms, freeze_batch_norms, set_momentum
 from lightning_modules.freezing import evaluate_frozen, freeze_all_but
+from lightning_modules.learning_rates import apply_factors, parameter_groups
 from lightning_modules.weights import STARTED_FROM, load_pretrained, share_weights, starting_point
 from models import create_model
-from models.convs import geometry_parameters
 from models.registry import network_options
 
 # As in `lightning.pytorch.cli`, which is not imported here because it needs jsonargparse.
@@ -45,12 +47,13 @@ class BaseTask(LightningModule):
         num_classes: Number of classes; the command line links it from the data.
         optimizer: Called with the parameter groups.
         lr_scheduler: Called with the optimiser; stepped once per optimiser step (`ReduceLROnPlateau` once per epoch).
-            A `total_steps` of None is filled in with the number of steps of the whole fit.
+            A `total_steps` of None is filled in with the number of steps of the whole fit, a `steps_an_epoch` of
+            None with that of an epoch.
         geometry_lr_factor: The learning rate of geometry parameters (scales, shifts, angles of synthesised filters) as
             a multiple of the others'. They are a group of their own, without weight decay.
         compile: Compile the network with `torch.compile`, in place: checkpoints stay interchangeable.
-        init_from: Start from the weights of this file: a checkpoint of the suite, a run folder (its best one), or a
-            state dict such as torchvision publishes.
+        init_from: Start from the weights of this file: a checkpoint of the suite, a run folder (its best one), a state
+            dict such as torchvision publishes, or a checkpoint of the network's authors, where the network knows it.
         init_skip: Shell-style patterns of the network's parameters that keep their own initialisation (a new head, a
             replaced layer); what only the file has may be named too. Every other name and shape must agree.
         fit_replaced: Initialise the layers of `init_skip` that synthesise their filters (Gaussian derivatives ...) by
@@ -59,6 +62,14 @@ class BaseTask(LightningModule):
             modules that are not within what is named are in evaluation mode: no batch norm moves its statistics there,
             no dropout drops. It saves memory, and time where the trained layers are the last ones: the gradient of a
             first layer passes through all others anyway. Default: everything is trained.
+        lr_factors: Shell-style patterns of the network's parameters, each with a factor on their learning rate,
+            `{"segmentation_head.conv*.bias": 20, "segmentation_head.*": 10}`, which schedules scale with. The first
+            pattern that matches counts; geometry has both factors. Parameter groups, and so the learning rates in the
+            log, are named by the patterns.
+        batch_norm_momentum: The share of a batch in the running statistics of all batch norms (torch's convention: an
+            average that decays by 0.99 has momentum 0.01); default: as the network has it.
+        freeze_batch_norm: All batch norms use the statistics that they start with and leave them, and their gains and
+            shifts are not trained. For fine-tuning from a checkpoint: `init_from`.
 
     `init_from`, and `pretrained: true` among the options of a network, are read when a fit or an evaluation begins that
     has no checkpoint (see `load_initial_weights`): what is resumed or loaded from a checkpoint needs no other file.
@@ -88,6 +99,9 @@ class BaseTask(LightningModule):
         init_skip: list[str] | None = None,
         fit_replaced: bool | None = None,
         trainable: list[str] | None = None,
+        lr_factors: dict[str, float] | None = None,
+        batch_norm_momentum: float | None = None,
+        freeze_batch_norm: bool | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler", "inference"])
@@ -101,9 +115,16 @@ class BaseTask(LightningModule):
         self.holds_weights = False  # others than the network was built with
         self.started_from: str | None = None  # SHA-256 of the file of init_from
         self.trainable = trainable
+        self.lr_factors = lr_factors or {}
+        self.freeze_batch_norm = bool(freeze_batch_norm)
+        if batch_norm_momentum is not None:
+            set_momentum(self.network, batch_norm_momentum)
         if trainable:
             freeze_all_but(self.network, trainable)
-            evaluate_frozen(self.network, trainable)
+        if self.freeze_batch_norm:
+            freeze_batch_norms(self.network)
+        self._evaluate_frozen()
+        self.parameter_groups(self.network)  # raises now what is wrong with lr_factors, not after the data are read
         if self.starting_point is not None:
             self.starting_point.check(self.network)
         if compile:
@@ -154,7 +175,7 @@ class BaseTask(LightningModule):
 
     def on_fit_start(self) -> None:
         """Comes, as the hooks of evaluations below, once a checkpoint has been loaded."""
-        if self.trainable:
+        if self.trainable or self.freeze_batch_norm:
             # Lightning warns of modules in evaluation mode.
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
         if not self.holds_weights and (self.starting_point is not None or self.is_pretrained):
@@ -165,23 +186,22 @@ class BaseTask(LightningModule):
 
     def train(self, mode: bool = True) -> BaseTask:
         super().train(mode)
+        self._evaluate_frozen()
+        return self
+
+    def _evaluate_frozen(self) -> None:
         if self.trainable:
             evaluate_frozen(self.network, self.trainable)
-        return self
+        if self.freeze_batch_norm:
+            evaluate_batch_norms(self.network)
 
     def networks(self, image_shape: tuple[int, ...]) -> list[tuple[nn.Module, tuple[int, ...]]]:
         """The networks of the task, each with the shape of its input where images have `image_shape`."""
         return [(self.network, image_shape)]
 
     def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """The trainable parameters once each: the weights, and the geometry (if any) without weight decay."""
-        geometry = [p for p in geometry_parameters(network) if p.requires_grad]
-        known = {id(p) for p in geometry}
-        weights = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
-        groups: list[dict[str, Any]] = [{"params": weights, "name": "weights"}]
-        if geometry:
-            groups.append({"params": geometry, "name": "geometry", "weight_decay": 0.0})
-        return groups
+        """The trainable parameters once each, in the groups that `lightning_modules.learning_rates` describes."""
+        return parameter_groups(network, self.lr_factors, self.geometry_lr_factor)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimise(self.network, self.optimizer)
@@ -195,17 +215,24 @@ class BaseTask(LightningModule):
     def optimise(self, network: nn.Module, optimizer: OptimizerCallable) -> tuple[Optimizer, LRScheduler | None]:
         """The optimiser of `network`, its learning rates set, and the schedule of them, if there is one."""
         made = optimizer(self.parameter_groups(network))
-        for group in made.param_groups:
-            if group["name"] == "geometry":
-                group["lr"] *= self.geometry_lr_factor
+        apply_factors(made)
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(made)
         if getattr(scheduler, "total_steps", 0) is None:
             scheduler.total_steps = int(self.trainer.estimated_stepping_batches)  # type: ignore[union-attr]
+        if getattr(scheduler, "steps_an_epoch", 0) is None:
+            scheduler.steps_an_epoch = self._steps_an_epoch()  # type: ignore[union-attr]
         return made, scheduler
 
+    def _steps_an_epoch(self) -> int:
+        self.trainer.fit_loop.setup_data()  # before that nobody knows how many batches there are
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Noise drawn while training (dropout, say) is a function of seed, step and rank: a resumed run draws the same.
-        torch.manual_seed(hash((run_seed(), self.global_step, self.global_rank)) % 2**63)
+        # Noise drawn while training (dropout, say) is a function of seed, step and rank, and of the place among the
+        # batches that are accumulated for the step: a resumed run draws the same.
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        key = (run_seed(), self.global_step, self.global_rank, *([part] if part else []))
+        torch.manual_seed(hash(key) % 2**63)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from lightning_modules.base import BaseTask
 from lightning_modules.labels import class_names
 from lightning_modules.metrics.confusion import accuracy, recall
+from lightning_modules.processes import mean_over_processes
 
 Batch = dict[str, Any]
 
@@ -41,7 +42,7 @@ class ClassificationTask(BaseTask):
         logits = self(batch["image"])
         loss = F.cross_entropy(logits, batch["label"])
         self.watch(loss)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", mean_over_processes(loss.detach()), prog_bar=True)
         correct = (logits.detach().argmax(1) == batch["label"]).float().mean()
         self.log("train/accuracy", correct, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(logits))
         return loss

@@ -17,11 +17,17 @@ def freeze_all_but(network: nn.Module, patterns: Sequence[str]) -> None:
     """
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
-        if not any(matches(name, [pattern]) for name in names):
-            listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
-            raise ValueError(f"trainable: {pattern!r} matches no parameter of the network. Its parameters: {listed}.")
+        check_pattern("trainable", pattern, names)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and matches(name, patterns))
+
+
+def check_pattern(option: str, pattern: str, names: Sequence[str]) -> None:
+    """Raise `ValueError` unless the `pattern` of an `option` matches any of `names`, the parameters that may learn."""
+    if any(matches(name, [pattern]) for name in names):
+        return
+    listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    raise ValueError(f"{option}: {pattern!r} matches no parameter that may learn. Those of the network: {listed}.")
 
 
 def evaluate_frozen(network: nn.Module, patterns: Sequence[str]) -> None:

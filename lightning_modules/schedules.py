@@ -52,3 +52,39 @@ class CosineDecay(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+
+class StepDecay(LRScheduler):
+    """The staircase of ImageNet trainings: lr_0 factor^floor(e / every_epochs), e = floor(k / steps_an_epoch).
+
+    k counts optimiser steps and e epochs, both from 0. The defaults are those of Stacked U-Nets (appendix A): a tenth
+    every 30 epochs.
+
+    Args:
+        optimizer: The wrapped optimiser.
+        every_epochs: Epochs at one rate.
+        factor: What the rate is multiplied by after them.
+        steps_an_epoch: Optimiser steps of an epoch; None is filled in by the task, which knows the data and how many
+            batches are accumulated for a step.
+
+    Raises:
+        ValueError: `every_epochs` or `steps_an_epoch` below 1, a `factor` that is not in (0, 1].
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, every_epochs: int = 30, factor: float = 0.1, steps_an_epoch: int | None = None
+    ) -> None:
+        if every_epochs < 1:
+            raise ValueError(f"every_epochs must be 1 or more, got {every_epochs}")
+        if not 0 < factor <= 1:
+            raise ValueError(f"factor must be above 0 and at most 1, got {factor}")
+        if steps_an_epoch is not None and steps_an_epoch < 1:
+            raise ValueError(f"steps_an_epoch must be 1 or more, got {steps_an_epoch}")
+        self.every_epochs = every_epochs
+        self.factor = factor
+        self.steps_an_epoch = steps_an_epoch
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        epoch = 0 if self.steps_an_epoch is None else self.last_epoch // self.steps_an_epoch
+        return [base * self.factor ** (epoch // self.every_epochs) for base in self.base_lrs]

@@ -17,6 +17,7 @@ from lightning_modules.labels import class_names
 from lightning_modules.losses.segmentation import segmentation_loss
 from lightning_modules.metrics.confusion import Absent, PixelConfusion, segmentation_measures
 from lightning_modules.metrics.instances import InstanceMetrics
+from lightning_modules.processes import sum_over_processes
 from models.convs.octave import get_betas
 from models.names import check_name
 
@@ -33,8 +34,13 @@ class SegmentationTask(BaseTask):
     value are in no loss and no metric. Evaluation batches may hold `instances` int32 (N, H, W), numbered objects, 0 for
     none.
 
-    Logs `train/loss`, and `train/pixel_accuracy`, the mean over the batches of an epoch. Of validation and test it logs
-    measures of the whole data set from one confusion matrix, equal for any number of processes and any batch size:
+    Logs `train/loss`, and `train/pixel_accuracy`, the mean over the batches of an epoch. Both are those of the global
+    batch: all its pixels weigh alike, however many are ignored in each process, so that several processes with
+    synchronised batch norm train as one does. (`trainer.accumulate_grad_batches` is not the same as a larger batch: it
+    takes the mean of the losses of its batches, as the published code of Stacked U-Nets does, whatever they ignore.)
+
+    Of validation and test it logs measures of the whole data set from one confusion matrix, equal for any number of
+    processes and any batch size:
 
     - `<stage>/miou` and `<stage>/dice`: means over classes of intersection over union, and of Dice's coefficient.
       `iou_<class>` and `dice_<class>` besides, of more than five classes in the test only.
@@ -69,12 +75,15 @@ class SegmentationTask(BaseTask):
             this value in their place.
         optimizer: Called with the parameter groups.
         lr_scheduler: Called with the optimiser; see `BaseTask`.
-        geometry_lr_factor: See `BaseTask`, for these up to `trainable`.
+        geometry_lr_factor: See `BaseTask`, for all from here on.
         compile: Compile the network with `torch.compile`, in place: checkpoints stay interchangeable.
         init_from: Start from the weights of this file.
         init_skip: Patterns of the network's parameters that keep their own initialisation.
         fit_replaced: Initialise synthesised filters by least squares to those that `init_from` has in their place.
         trainable: Patterns of the network's parameters that are trained; all others are frozen.
+        lr_factors: Patterns of the network's parameters, each with a factor on their learning rate.
+        batch_norm_momentum: The share of a batch in the running statistics of batch norms.
+        freeze_batch_norm: Batch norms neither move their statistics nor train gains and shifts.
 
     Attributes:
         confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (K, K), rows are the truth.
@@ -111,6 +120,9 @@ class SegmentationTask(BaseTask):
         init_skip: list[str] | None = None,
         fit_replaced: bool | None = None,
         trainable: list[str] | None = None,
+        lr_factors: dict[str, float] | None = None,
+        batch_norm_momentum: float | None = None,
+        freeze_batch_norm: bool | None = None,
     ) -> None:
         if not 2 <= num_classes <= 256:
             raise ValueError(f"num_classes must be 2 to 256, what a mask of bytes can tell apart, got {num_classes}")
@@ -140,6 +152,9 @@ class SegmentationTask(BaseTask):
             init_skip=init_skip,
             fit_replaced=fit_replaced,
             trainable=trainable,
+            lr_factors=lr_factors,
+            batch_norm_momentum=batch_norm_momentum,
+            freeze_batch_norm=freeze_batch_norm,
         )
         self.loss = made
         self.inference = inference
@@ -192,12 +207,13 @@ class SegmentationTask(BaseTask):
             self._check_masks(batch)
         mask = batch["mask"]
         logits = self(batch["image"])
-        loss = self.loss(logits, mask)
+        loss = self.loss(logits, mask, sum_over_processes)
         self.watch(loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
         is_known = mask != self.hparams["ignore_index"]
         is_right = (logits.detach().argmax(1) == mask) & is_known
-        accuracy = is_right.sum() / is_known.sum().clamp(min=1)
+        right, known = sum_over_processes(torch.stack([is_right.sum(), is_known.sum()]))
+        accuracy = right / known.clamp(min=1)
         self.log("train/pixel_accuracy", accuracy, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(mask))
         return loss
 

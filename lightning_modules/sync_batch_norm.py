@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_modules.processes import sum_over_processes
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -88,14 +88,14 @@ class CPUSyncBatchNorm(_BatchNorm):
         per_channel = (-1, *(1,) * (x.dim() - 2))
 
         sums = values.sum(dims)
-        totals = _AllReduceSum.apply(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
+        totals = sum_over_processes(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
         count = totals[-1].detach()
         if count <= 1:
             raise ValueError(f"expected more than 1 value a channel in all processes together, got {tuple(x.shape)}")
         mean = totals[:-1] / count
         # A second exchange, since the variance as a difference of two sums would lose its digits.
         centred = values - mean.view(per_channel)
-        variance = _AllReduceSum.apply(centred.square().sum(dims)) / count
+        variance = sum_over_processes(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
 
         scale = (variance + self.eps).rsqrt()
@@ -107,21 +107,9 @@ class CPUSyncBatchNorm(_BatchNorm):
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
+        if not self.track_running_stats:  # while activations are recomputed
+            return
         self.num_batches_tracked.add_(1)
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)
-
-
-class _AllReduceSum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs, to any order."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _AllReduceSum.apply(gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class StartingPoint:
 
     Args:
         file: A checkpoint of this suite, the folder of a finished run (its best checkpoint, or the last), or a state
-            dict as torch saves it, by itself or under "state_dict".
+            dict as torch saves it, by itself or under "state_dict"; for a network that knows them (`in_own_names`) also
+            what its authors publish.
         skip: Shell-style patterns of what keeps its own initialisation, or, where only the file has it, is left out.
         fit: Fit the skipped layers that synthesise their filters to those that the file has in their place.
     """
@@ -50,8 +51,8 @@ class StartingPoint:
         ]
         if random:
             raise ValueError(
-                f"init_skip leaves {_listed(random)} at a random start, and trainable freezes it there: name it in "
-                "trainable too"
+                f"init_skip leaves {_listed(random)} at a random start, and trainable or freeze_batch_norm freezes it "
+                "there: name it in trainable too, or leave freeze_batch_norm out"
             )
         if self.fit and not fitted:
             synthesised = [name for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv2d)]
@@ -97,14 +98,24 @@ class StartingPoint:
             ValueError: Weights of another network; the message lists what differs.
         """
         file = self.find()
-        weights, sha256 = read_weights(file), _sha256(file)
+        weights, sha256 = in_own_names(network, read_weights(file)), _sha256(file)
         load_weights(network, weights, self.skip, source=str(file))
-        said = [f"weights of {file} (sha256 {sha256[:12]})"]
+        said = [f"weights of {file} (sha256 {sha256[:12]})", *self._not_read(network, weights)]
         for name, layer in self._fitted_layers(network).items():
             residual = fit_layer(name, layer, weights, source=str(file))
             said.append(f"{name} fitted to its filters (relative residual {residual:.2g})")
         rank_zero_info("; ".join(said))
         return sha256
+
+    def _not_read(self, network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
+        """Every name that `skip` keeps from being read, on both sides, in words."""
+        own, fitted = network.state_dict(), self._fitted_layers(network)
+        skipped = [name for name in {**own, **weights} if matches(name, self.skip)]
+        skipped = [name for name in skipped if name.rpartition(".")[0] not in fitted]
+        if kept := [name for name in skipped if name in own]:
+            yield f"at its own initialisation: {', '.join(kept)}"
+        if unused := [name for name in skipped if name not in own]:
+            yield f"left out: {', '.join(unused)}"
 
     def _fitted_layers(self, network: nn.Module) -> dict[str, SynthesisedConv2d]:
         if not self.fit:
@@ -153,6 +164,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _below(weights, TASK_PREFIX) or dict(weights)
 
 
+def in_own_names(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` under the names of `network`, where they have those of its authors.
+
+    A network may have a method `from_published(weights) -> dict[str, Tensor] | None` that gives the names of its own
+    for theirs, or None where `weights` are no such thing.
+    """
+    convert = getattr(network, "from_published", None)
+    converted = None if convert is None else convert(weights)
+    return weights if converted is None else converted
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], skip: Sequence[str], source: str) -> None:
     """Copy `weights` into `network`, all but what the shell-style patterns `skip` match.
 
@@ -172,10 +194,11 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], skip: Sequen
     shapes = [name for name in wanted if name in weights and weights[name].shape != own[name].shape]
     if missing or unexpected or shapes:
         sizes = [f"{name} {tuple(weights[name].shape)} in place of {tuple(own[name].shape)}" for name in shapes]
+        kinds = {"Missing there": missing, "Unexpected": unexpected, "Of other shapes": sizes}
+        differences = ". ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names)
         raise ValueError(
-            f"init_from: {source} does not fit the network. What is to keep its own initialisation is named by "
-            f"init_skip: {_suggestion([*missing, *unexpected, *shapes])}. "
-            f"Missing there: {_listed(missing)}. Unexpected: {_listed(unexpected)}. Of other shapes: {_listed(sizes)}."
+            f"init_from: {source} does not fit the network{_suggestion([*missing, *unexpected, *shapes])}. "
+            f"{differences}."
         )
     network.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
 
@@ -225,12 +248,14 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _suggestion(names: Sequence[str]) -> str:
-    layers = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*".removeprefix(".") for name in names))
-    return str(layers) if len(layers) <= LISTED else "but these are many layers, thus rather weights of another network"
+    layers = list(dict.fromkeys(f"{name.rpartition('.')[0]}.*" if "." in name else name for name in names))
+    if len(layers) > LISTED:
+        return " in many layers: these are rather weights of another network"
+    return f". To start these layers anew (a head for other classes, say) set init_skip: {layers}"
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:LISTED]) or "none"
+    shown = ", ".join(list(names)[:LISTED])
     return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
 
 

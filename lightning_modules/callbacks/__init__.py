@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_modules.base import BaseTask
 
 _HOMES = {
+    "ClassTable": "class_table",
     "ConfusionMatrix": "confusion_matrix",
     "GANCurves": "gan_curves",
     "GeneratedSamples": "generated_samples",
@@ -39,6 +40,7 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     """What draws and summarises a run of `task` where its configuration does not say otherwise."""
     from lightning.pytorch.callbacks import LearningRateMonitor
 
+    from lightning_modules.callbacks.class_table import ClassTable
     from lightning_modules.callbacks.confusion_matrix import ConfusionMatrix
     from lightning_modules.callbacks.kernel_pictures import KernelPictures
     from lightning_modules.callbacks.learning_curves import LearningCurves
@@ -57,7 +59,7 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     if isinstance(task, ClassificationTask):
         callbacks += [ConfusionMatrix(), WorstMistakes()]
     if isinstance(task, SegmentationTask):
-        callbacks += [ConfusionMatrix(), SegmentationOverlays()]
+        callbacks += [ConfusionMatrix(), ClassTable(), SegmentationOverlays()]
     return callbacks
 
 

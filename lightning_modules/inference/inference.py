@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.inference.augmentation import Flip, resize
-from lightning_modules.inference.tiling import SlidingWindow, Window
+from lightning_modules.inference.tiling import SlidingWindow, Spacing, Window
 
 Network = Callable[[Tensor], Tensor]
 Average = Literal["probabilities", "logits"]
 MergeFlips = Literal["average", "mean_logits", "sum_logits"]
+Padding = Literal["mirror", "mean"]
 
 
 class Inference:
@@ -31,14 +32,19 @@ class Inference:
     are averaged, logits where logits are. One pass gives exactly log_softmax(network(images)), or network(images). An
     average of probabilities below the smallest normal float32 counts as that, so that its logarithm is finite.
 
-    The protocol of the Stacked U-Nets paper on PASCAL VOC is::
+    The protocol of the Stacked U-Nets paper on PASCAL VOC is, as the paper describes it::
 
         Inference(tile_size=512, overlap=1 / 3, window="uniform", flips=["horizontal"], merge_flips="sum_logits",
                   scales=[0.5, 0.75, 1, 1.25], average="probabilities")
 
+    In the published code tiles start every 342 pixels (the last one ends with the image), smaller images lie in the
+    middle of a tile, and the scales are factors of images whose shorter side has 512 pixels: the same but for::
+
+        overlap=0.332, spacing="fixed", padding="mean", shorter_side=512
+
     Args:
         tile_size: Pixels of a tile's sides, for all axes or for each; None: whole images. The network sees only tiles
-            of this size; smaller images are continued by their mirror image.
+            of this size; for smaller images see `padding`.
         overlap: Least share of a tile, along each axis, that the next one covers too, in [0, 1).
         window: Weights of a tile's pixels: "uniform", "hann" or "gaussian" (`SlidingWindow` has the equations).
         flips: Further views of each tile: "horizontal", "vertical", "depth" (of volumes), "diagonal" (height and width
@@ -53,6 +59,11 @@ class Inference:
         merge_flips: "average": as tiles and scales are. "mean_logits": the mean of the logits, also where probabilities
             are averaged otherwise. "sum_logits": their sum, which makes a tile's probabilities sharper than each
             view's.
+        spacing: Of tiles: "even", or "fixed", as far apart as `overlap` lets them, all but the last.
+        padding: What makes a tile of a smaller image: "mirror" continues it at its end by its mirror image, "mean" puts
+            it in the middle of zeros, the mean colour of normalised images.
+        shorter_side: `scales` are factors of the image resized to this many pixels along its shortest axis; None: of
+            the image itself.
 
     Raises:
         ValueError: An option is out of its range; the message names it.
@@ -70,10 +81,16 @@ class Inference:
         margin: int = 0,
         align: int = 1,
         merge_flips: MergeFlips = "average",
+        spacing: Spacing = "even",
+        padding: Padding = "mirror",
+        shorter_side: int | None = None,
     ) -> None:
-        for name, value, choices in (("average", average, Average), ("merge_flips", merge_flips, MergeFlips)):
+        given = {"average": (average, Average), "merge_flips": (merge_flips, MergeFlips), "padding": (padding, Padding)}
+        for name, (value, choices) in given.items():
             if value not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        if shorter_side is not None and shorter_side < 1:
+            raise ValueError(f"shorter_side must be at least 1 pixel, got {shorter_side}")
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales must be positive factors of the image's size, one at least; got {scales}")
         views = [Flip(), *map(Flip.parse, flips)]
@@ -83,7 +100,11 @@ class Inference:
         self.scales = tuple(scales)
         self.average = average
         self.merge_flips = merge_flips
-        self.tiles = None if tile_size is None else SlidingWindow(tile_size, overlap, window, margin, align, batch_size)
+        self.padding = padding
+        self.shorter_side = shorter_side
+        self.tiles: SlidingWindow | None = None
+        if tile_size is not None:
+            self.tiles = SlidingWindow(tile_size, overlap, window, margin, align, batch_size, spacing)
 
     @torch.no_grad()
     def __call__(self, network: Network, images: Tensor) -> Tensor:
@@ -98,7 +119,7 @@ class Inference:
         """
         if images.ndim not in (4, 5) or 0 in images.shape:
             raise ValueError(f"images must be (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}")
-        if self.tiles is None and len(self.views) == 1 and set(self.scales) == {1}:
+        if self.tiles is None and len(self.views) == 1 and set(self.scales) == {1} and self.shorter_side is None:
             logits = self._logits(network, images)
             return F.log_softmax(logits, dim=1) if self.average == "probabilities" else logits
         mean = _sum(self._at_scale(network, images, scale) for scale in self.scales) / len(self.scales)
@@ -108,9 +129,24 @@ class Inference:
 
     def _at_scale(self, network: Network, images: Tensor, scale: float) -> Tensor:
         size = images.shape[2:]
-        scaled = resize(images.float(), [max(1, round(scale * n)) for n in size]).to(images.dtype)
+        scaled = resize(images.float(), self._scaled(size, scale)).to(images.dtype)
         predict = partial(self._merged_views, network)
-        return resize(predict(scaled) if self.tiles is None else self.tiles(predict, scaled), size)
+        return resize(predict(scaled) if self.tiles is None else self._in_tiles(self.tiles, predict, scaled), size)
+
+    def _scaled(self, size: Sequence[int], scale: float) -> list[int]:
+        if self.shorter_side is None:
+            return [max(1, round(scale * n)) for n in size]
+        side = max(1, int(scale * self.shorter_side))
+        return [side * n // min(size) for n in size]  # rounded down, as torchvision's resizing of images does
+
+    def _in_tiles(self, tiles: SlidingWindow, predict: Network, images: Tensor) -> Tensor:
+        if self.padding == "mirror":
+            return tiles(predict, images)
+        size = images.shape[2:]
+        missing = [max(layout.tile_size - n, 0) for n, layout in zip(size, tiles.layouts_of(images), strict=True)]
+        borders = [border for m in reversed(missing) for border in (m // 2, m - m // 2)]  # of the last axis first
+        maps = tiles(predict, F.pad(images, borders))
+        return maps[:, :, *(slice(m // 2, m // 2 + n) for n, m in zip(size, missing, strict=True))]
 
     def _merged_views(self, network: Network, images: Tensor) -> Tensor:
         """Probabilities or logits of images or tiles, from all views of them."""

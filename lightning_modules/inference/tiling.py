@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 Window = Literal["uniform", "hann", "gaussian"]
+Spacing = Literal["even", "fixed"]
 
 _ROUNDING = 1e-6  # 10 * (1 - 0.9) is a little below 1
 
@@ -35,11 +36,11 @@ _ROUNDING = 1e-6  # 10 * (1 - 0.9) is a little below 1
 class SlidingWindow:
     """The average of what a function says about overlapping tiles of images.
 
-    Along each axis tiles start at evenly spaced multiples of `align`, at most tile_size * (1 - overlap) apart; the
-    first starts with the image and the last ends with it. Where no multiple of `align` lets it, and where the image is
-    smaller than a tile, the image is continued at its end by its mirror image and the result is cut back: the function
-    always sees tiles of `tile_size`. An axis whose tile_size is 1 is taken pixel by pixel: overlap, margin and align
-    are for the others.
+    Along each axis tiles start at multiples of `align`, at most tile_size * (1 - overlap) apart; the first starts with
+    the image and the last ends with it. They are evenly spaced, or all but the last are that far apart. Where no
+    multiple of `align` lets the last tile end with the image, and where the image is smaller than a tile, the image is
+    continued at its end by its mirror image and the result is cut back: the function always sees tiles of `tile_size`.
+    An axis whose tile_size is 1 is taken pixel by pixel: overlap, margin and align are for the others.
 
     A pixel's result is the average over the tiles that hold it, weighted by the window, the product of one-dimensional
     windows w(x), x = i + 1/2 for i = 0 ... n - 1:
@@ -61,6 +62,7 @@ class SlidingWindow:
         margin: Pixels at a tile's inner borders (not those of the image) that count nothing.
         align: Tiles start at multiples of this many pixels.
         batch_size: Tiles that go through the function at once; those of several images may share a batch.
+        spacing: "even", or "fixed": as far apart as `overlap` lets them, but for the last.
 
     Raises:
         ValueError: An option is out of its range, tiles would not advance, or the margin leaves gaps between them.
@@ -74,18 +76,20 @@ class SlidingWindow:
         margin: int = 0,
         align: int = 1,
         batch_size: int = 4,
+        spacing: Spacing = "even",
     ) -> None:
         sizes = [tile_size] if isinstance(tile_size, int) else list(tile_size)
         if not sizes or any(size < 1 for size in sizes):
             raise ValueError(f"tile_size must be at least 1 pixel along each axis, got {tile_size}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be a fraction of the tile, at least 0 and below 1, got {overlap}")
-        if window not in get_args(Window):
-            raise ValueError(f"window must be one of {', '.join(get_args(Window))}, got {window!r}")
+        for name, choice, choices in (("window", window, Window), ("spacing", spacing, Spacing)):
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {choice!r}")
         for name, value, least in (("margin", margin, 0), ("align", align, 1), ("batch_size", batch_size, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.layouts = [_layout(size, overlap, margin, align) for size in sizes]
+        self.layouts = [_layout(size, overlap, margin, align, spacing) for size in sizes]
         self.window: Window = window
         self.align = align
         self.batch_size = batch_size
@@ -116,7 +120,8 @@ class SlidingWindow:
         assert result is not None, "images hold no image"
         return result
 
-    def _axes(self, images: Tensor) -> list[TiledAxis]:
+    def layouts_of(self, images: Tensor) -> list[Layout]:
+        """How tiles lie along each axis of images (N, C, *size)."""
         size = images.shape[2:]
         layouts = self.layouts * len(size) if len(self.layouts) == 1 else self.layouts
         if len(layouts) != len(size):
@@ -124,7 +129,11 @@ class SlidingWindow:
                 f"tile_size has {len(layouts)} numbers and the images have {len(size)} axes "
                 f"({'x'.join(map(str, size))}): give one number for each axis, or one for all"
             )
-        return [tile_axis(n, layout, self.window, images.device) for n, layout in zip(size, layouts, strict=True)]
+        return layouts
+
+    def _axes(self, images: Tensor) -> list[TiledAxis]:
+        sizes = zip(images.shape[2:], self.layouts_of(images), strict=True)
+        return [tile_axis(n, layout, self.window, images.device) for n, layout in sizes]
 
 
 class Layout(NamedTuple):
@@ -134,9 +143,10 @@ class Layout(NamedTuple):
     step: int
     margin: int
     align: int
+    spacing: Spacing = "even"
 
 
-def _layout(tile_size: int, overlap: float, margin: int, align: int) -> Layout:
+def _layout(tile_size: int, overlap: float, margin: int, align: int, spacing: Spacing) -> Layout:
     if tile_size == 1:
         return Layout(tile_size=1, step=1, margin=0, align=1)
     step = int(tile_size * (1 - overlap) + _ROUNDING) // align * align
@@ -152,7 +162,7 @@ def _layout(tile_size: int, overlap: float, margin: int, align: int) -> Layout:
             f"margin {margin} at both borders of tile_size {tile_size} leaves gaps between tiles that start every "
             f"{step} pixels. Raise the overlap to {math.ceil(2000 * margin / tile_size) / 1000} or lower the margin"
         )
-    return Layout(tile_size, step, margin, align)
+    return Layout(tile_size, step, margin, align, spacing)
 
 
 @dataclass(frozen=True)
@@ -180,10 +190,13 @@ class TiledAxis:
 @lru_cache(maxsize=256)  # a data set has few sizes, and an axis takes a few kB
 def tile_axis(size: int, layout: Layout, window: Window, device: torch.device) -> TiledAxis:
     """The tiles of an axis of `size` pixels, as `SlidingWindow` describes them."""
-    tile_size, step, margin, align = layout
+    tile_size, step, margin, align, spacing = layout
     last = math.ceil(max(size - tile_size, 0) / align)  # starts are counted in multiples of `align`
     intervals = math.ceil(last * align / step)
-    starts = (0, *(last * i // intervals * align for i in range(1, intervals + 1)))
+    if spacing == "fixed":
+        starts = tuple(min(i * step, last * align) for i in range(intervals + 1))
+    else:
+        starts = (0, *(last * i // intervals * align for i in range(1, intervals + 1)))
 
     weights = _window(window, tile_size).repeat(len(starts), 1)
     weights[1:, :margin] = 0

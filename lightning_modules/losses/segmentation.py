@@ -3,6 +3,10 @@
 Logits are (N, K, ...), targets int64 (N, ...) with values below K, for any number of spatial dimensions. Positions
 whose target is `ignore_index` add nothing to value and gradient; where no other are left, a loss is 0 and its gradient
 zeros. Losses are computed in float32, under autocast too (in float64 of float64 logits).
+
+Where several processes share a batch, `total` makes a sum over a process's positions that over the positions of all, as
+`lightning_modules.processes.sum_over_processes` does. The mean of the processes' own losses would be another one than
+that of the whole batch wherever their positions are ignored, or of a class, in different numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +23,13 @@ from torch.nn import functional as F
 
 from models.names import check_name, option_names
 
+Total = Callable[[Tensor], Tensor]
+
+
+def own(part: Tensor) -> Tensor:
+    """The sum over all processes, where there is one."""
+    return part
+
 
 def cross_entropy(
     logits: Tensor,
@@ -26,6 +37,7 @@ def cross_entropy(
     ignore_index: int,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    total: Total = own,
 ) -> Tensor:
     """-w_y log p_y of the true class y, summed over all positions, over the sum of their w_y.
 
@@ -35,6 +47,7 @@ def cross_entropy(
         ignore_index: The target of ignored positions.
         class_weights: w, one positive number a class; default: all equal, which makes the loss the mean.
         label_smoothing: The share of the target, in [0, 1), that is spread over all classes, as in `F.cross_entropy`.
+        total: Makes a process's sum that of all processes.
 
     Raises:
         ValueError: An option out of range.
@@ -53,8 +66,8 @@ def cross_entropy(
     )
     is_known = target != ignore_index
     shares = is_known if weights is None else weights[target.where(is_known, 0)] * is_known
-    total = shares.sum()
-    return losses.sum() / total.where(total > 0, 1)
+    denominator = total(shares.sum())
+    return total(losses.sum()) / denominator.where(denominator > 0, 1)
 
 
 def dice(
@@ -64,6 +77,7 @@ def dice(
     per_image: bool = False,
     squared: bool = False,
     include_background: bool = True,
+    total: Total = own,
 ) -> Tensor:
     """1 - 2 |A B| / (|A| + |B|), the mean over classes; A are the probabilities of a class, B is 1 where it is true.
 
@@ -78,6 +92,7 @@ def dice(
             over the batch.
         squared: |A| is the sum of squares, as in V-Net, in place of the sum.
         include_background: Whether class 0 is in the mean. Without it, images of nothing but background teach nothing.
+        total: Makes a process's sum that of all processes.
     """
     probabilities = _full_precision(logits).flatten(2).softmax(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -85,12 +100,12 @@ def dice(
     is_known = target != ignore_index
     truth = (target == classes.unsqueeze(1)) & is_known
     probabilities = probabilities * is_known
-    axes = (2,) if per_image else (0, 2)
-    intersection = (probabilities * truth).sum(axes)
-    sizes = truth.sum(axes)
+    axes, of_region, of_mean = ((2,), own, total) if per_image else ((0, 2), total, own)
+    intersection = of_region((probabilities * truth).sum(axes))
+    sizes = of_region(truth.sum(axes))
     is_there = (sizes > 0) & (classes >= (0 if include_background else 1))
-    total = (probabilities.square() if squared else probabilities).sum(axes) + sizes
-    return _mean(1 - 2 * intersection / total.where(is_there, 1), is_there)
+    both = of_region((probabilities.square() if squared else probabilities).sum(axes)) + sizes
+    return _mean(1 - 2 * intersection / both.where(is_there, 1), is_there, of_mean)
 
 
 def focal(
@@ -99,6 +114,7 @@ def focal(
     ignore_index: int,
     gamma: float = 2.0,
     alpha: float | Sequence[float] | None = None,
+    total: Total = own,
 ) -> Tensor:
     """-alpha_y (1 - p_y)^gamma log p_y of the true class y, the mean over positions (Lin et al. 2017, eq. 5).
 
@@ -110,6 +126,7 @@ def focal(
         ignore_index: The target of ignored positions.
         gamma: 0 or more; 0 is cross-entropy.
         alpha: Of each class; or, of two classes, of class 1, where class 0 has 1 - alpha; default: 1.
+        total: Makes a process's sum that of all processes.
 
     Raises:
         ValueError: An option out of range.
@@ -125,7 +142,7 @@ def focal(
     if alpha is not None:
         alphas = [1 - alpha, alpha] if isinstance(alpha, int | float) else alpha
         losses = losses * _weights("alpha", alphas, logits)[target]
-    return _mean(losses, is_known)
+    return _mean(losses, is_known, total)
 
 
 SEGMENTATION_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
@@ -133,16 +150,16 @@ SEGMENTATION_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """A sum of losses, called with (logits, target).
+    """A sum of losses, called with (logits, target), and `total` where several processes share the batch.
 
     Attributes:
         terms: The weight and the loss of each.
     """
 
-    terms: Sequence[tuple[float, Callable[[Tensor, Tensor], Tensor]]]
+    terms: Sequence[tuple[float, Callable[..., Tensor]]]
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        return torch.stack([weight * loss(logits, target) for weight, loss in self.terms]).sum()
+    def __call__(self, logits: Tensor, target: Tensor, total: Total = own) -> Tensor:
+        return torch.stack([weight * loss(logits, target, total=total) for weight, loss in self.terms]).sum()
 
 
 def segmentation_loss(
@@ -169,7 +186,7 @@ def segmentation_loss(
             raise ValueError(
                 f"the weight of loss {name!r} must be a positive number, got {weight}: leave out what is 0"
             )
-        valid = option_names(SEGMENTATION_LOSSES[name], besides=["logits", "target", "ignore_index"])
+        valid = option_names(SEGMENTATION_LOSSES[name], besides=["logits", "target", "ignore_index", "total"])
         for option in options.get(name, {}):
             check_name(f"option of loss {name!r}", option, valid)
     if not weights:
@@ -185,9 +202,9 @@ def _full_precision(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _mean(values: Tensor, counts: Tensor) -> Tensor:
+def _mean(values: Tensor, counts: Tensor, total: Total) -> Tensor:
     """The mean of those `values` that count (bool), 0 where none does."""
-    return values.where(counts, 0).sum() / counts.sum().clamp(min=1)
+    return total(values.where(counts, 0).sum()) / total(counts.sum()).clamp(min=1)
 
 
 def _weights(name: str, values: Sequence[float], logits: Tensor) -> Tensor:

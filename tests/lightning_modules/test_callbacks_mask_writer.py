@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -24,11 +24,33 @@ class Predictor(LightningModule):
         return batch
 
 
-def predict(folder, masks, **options):
+class Masks(LightningDataModule):
+    """Batches of a mask each, and how a server wants them."""
+
+    def __init__(self, masks: dict[str, np.ndarray], submission: object) -> None:
+        super().__init__()
+        self.batches = [{"file": [file], "prediction": torch.from_numpy(mask)[None]} for file, mask in masks.items()]
+        self.submission = submission
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+
+class Server:
+    """Wants files in a folder of its own."""
+
+    def __init__(self, values: tuple[int, ...] | None = None, folder: str = "results/city") -> None:
+        self.values = values
+        self.folder = folder
+
+    def path(self, file: str) -> str:
+        return f"{self.folder}/{Path(file).stem}_pred.png"
+
+
+def predict(folder, masks, submission=None, **options):
     """Predict `masks`, file names to arrays, one a batch."""
-    batches = [{"file": [file], "prediction": torch.from_numpy(mask)[None]} for file, mask in masks.items()]
-    loader = DataLoader(batches, batch_size=None)
-    tiny_trainer(folder, [MaskWriter()], **options).predict(Predictor(), loader, return_predictions=False)
+    trainer = tiny_trainer(folder, [MaskWriter()], **options)
+    trainer.predict(Predictor(), datamodule=Masks(masks, submission), return_predictions=False)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -50,6 +72,21 @@ def test_pixels_are_the_classes_in_their_colours(tmp_path):
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), voc_colour_map()[classes])
     with Image.open(tmp_path / "predictions/second.png") as image:
         assert np.asarray(image).tolist() == [[7, 7]]
+
+
+def test_a_server_says_names_and_values(tmp_path):
+    masks = {"a/1.jpg": mask(0), "b/2.jpg": mask(2)}
+    predict(tmp_path / "palette", masks, Server())
+    assert files(tmp_path / "palette") == {
+        "predictions/results/city/1_pred.png": palette_png(mask(0)),
+        "predictions/results/city/2_pred.png": palette_png(mask(2)),
+    }
+    predict(tmp_path / "values", masks, Server(values=(7, 8, 255)))
+    with Image.open(tmp_path / "values/predictions/results/city/2_pred.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), mask(255))
+    with pytest.raises(ValueError, match=r"the mask of a/1\.jpg would lie outside of predictions"):
+        predict(tmp_path / "values", masks, Server(folder="../results"))
 
 
 def test_a_task_predicts_files_of_native_size(tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules import ClassificationTask
 from lightning_modules.base import NonFiniteLossError
-from lightning_modules.schedules import CosineDecay
+from lightning_modules.schedules import CosineDecay, StepDecay
 from models.convs import geometry_parameters
 
 # These fits need no validation, and the images are too small to be loaded by workers.
@@ -117,6 +117,30 @@ def test_schedule_runs_per_step_to_the_end_of_the_fit(tmp_path):
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 4}, 3),
+        ({"max_epochs": 4, "accumulate_grad_batches": 2}, 2),  # the last batch of an epoch makes a step by itself
+        ({"max_epochs": -1, "max_steps": 9}, 3),
+        ({"max_epochs": 4, "limit_train_batches": 1}, 1),
+    ],
+)
+def test_a_staircase_knows_the_epochs(tmp_path, options, steps):
+    """A tenth every two epochs."""
+    rates = []
+
+    class Watching(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    schedule = partial(StepDecay, every_epochs=2)
+    module = task(conv="standard", optimizer=partial(torch.optim.SGD, lr=1.0), lr_scheduler=schedule)
+    trainer(tmp_path, callbacks=[Watching()], **options).fit(module, loader())
+    assert rates == pytest.approx([0.1 ** (step // (2 * steps)) for step in range(len(rates))])
+    assert len(rates) == (9 if "max_steps" in options else 4 * steps)
+
+
 def test_a_non_finite_loss_names_its_step(tmp_path):
     class Poisoned(Blobs):
         def __getitem__(self, index):
@@ -162,7 +186,8 @@ def test_compiled_and_plain_checkpoints_interchange():
     plain.load_state_dict(compiled.state_dict())
 
 
-def test_training_noise_is_a_function_of_the_step(tmp_path):
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_training_noise_is_a_function_of_the_step(tmp_path, accumulated):
     class Noisy(ClassificationTask):
         def training_step(self, batch, batch_idx):
             self.draws = [*getattr(self, "draws", []), torch.rand(1).item()]
@@ -172,7 +197,7 @@ def test_training_noise_is_a_function_of_the_step(tmp_path):
         torch.manual_seed(0)
         module = Noisy("fashion_cnn", model_options=SMALL, in_channels=1, num_classes=3)
         torch.manual_seed(disturbance)
-        trainer(tmp_path).fit(module, loader())
+        trainer(tmp_path, accumulate_grad_batches=accumulated).fit(module, loader())
         return module.draws
 
     assert draws(1) == draws(2)

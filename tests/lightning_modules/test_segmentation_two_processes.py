@@ -1,18 +1,21 @@
-"""Two gloo processes measure a segmentation of an odd number of images as one does."""
+"""Two gloo processes train and measure a segmentation as one does."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.inference.inference import Inference
-from tests.helpers.tiny_masks import TinyMasks, tiny_segmentation
+from lightning_modules.sync_batch_norm import SyncBatchNormPlugin
+from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
 from tests.helpers.tiny_runs import tiny_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,14 @@ OPTIONS = {
         {"native_size": True, "objects": True, "ignored": True},
     ),
     "components": ({"instances": "components"}, {"ignored": True}),
+}
+LOSSES: dict[str, dict[str, Any]] = {
+    "cross_entropy": {"loss": "cross_entropy"},
+    "all": {
+        "loss": {"cross_entropy": 1.0, "dice": 0.5, "focal": 2.0},
+        "loss_options": {"cross_entropy": {"class_weights": [0.2, 1.0, 3.0]}, "dice": {"squared": True}},
+    },
+    "dice per image": {"loss": "dice", "loss_options": {"dice": {"per_image": True, "include_background": False}}},
 }
 
 
@@ -41,6 +52,43 @@ class Record(Callback):
         torch.save(seen, self.folder / f"{trainer.global_rank}.pt")
 
 
+class UnevenlyIgnored(TinyMasks):
+    """Images of which all between none and all but one of the rows are ignored."""
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        for mask, index in zip(batch["mask"], batch["index"].tolist(), strict=True):
+            mask[: 7 * index % 16] = IGNORED
+        return batch
+
+
+class RecordTraining(Callback):
+    """Writes the loss that each step logs, and what validation and weights come to, to a file of the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        seen = {"losses": self.losses, "metrics": metrics, "state": pl_module.state_dict()}
+        torch.save(seen, self.folder / f"{trainer.global_rank}.pt")
+
+
+def train(folder: Path, processes: int, **options) -> None:
+    """Two epochs of three steps, each with a global batch of four images."""
+    for name, loss in LOSSES.items():
+        task = tiny_segmentation(num_classes=3, **loss)
+        task.optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+        data = UnevenlyIgnored(num_classes=3, batch_size=4 // processes, evaluated=7)
+        callbacks = [RecordTraining(folder / name)]
+        tiny_trainer(folder, callbacks, plugins=[SyncBatchNormPlugin()], **options).fit(task, datamodule=data)
+
+
 def evaluate(folder: Path, **options) -> None:
     """Validate the initial weights on 7 images, which two processes share unevenly."""
     for name, (task, data) in OPTIONS.items():
@@ -52,6 +100,7 @@ def evaluate(folder: Path, **options) -> None:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmentation_two_processes")
     evaluate(folder / "one")
+    train(folder / "one", 1)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, __file__, str(folder)]
     subprocess.run(command, check=True, env=environment, cwd=folder, timeout=300, capture_output=True)
@@ -77,5 +126,19 @@ def test_objects_are_measured(folder):
     assert "val/aji_components" in seen(folder / "two", "components/0.pt")["metrics"]
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_training_is_that_of_one_process(folder, name):
+    """On the same global batches, though the processes ignore different numbers of pixels."""
+    one, two = seen(folder / "one", f"{name}/0.pt"), seen(folder / "two", f"{name}/0.pt")
+    assert two["losses"] == seen(folder / "two", f"{name}/1.pt")["losses"]
+    assert len(one["losses"]) == 6
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    for measure in ("val/miou", "train/pixel_accuracy"):
+        assert two["metrics"][measure] == pytest.approx(one["metrics"][measure], abs=1e-6)
+    for weight, value in one["state"].items():
+        torch.testing.assert_close(two["state"][weight], value, rtol=1e-4, atol=1e-5)
+
+
 if __name__ == "__main__":
     evaluate(Path(sys.argv[1]) / "two", **TWO)
+    train(Path(sys.argv[1]) / "two", 2, **TWO)

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_modules.processes import mean_over_processes
 from lightning_modules.sync_batch_norm import CPUSyncBatchNorm, SyncBatchNormPlugin, synchronise
 from models import create_model
 from models.convs.octave import set_betas
@@ -98,6 +99,11 @@ def measure_parts(rank: int, folder: Path) -> None:
         found["too few"] = str(error)
     large = 1e4 + torch.randn(512, 3, generator=torch.Generator().manual_seed(rank))
     found["large mean"] = {"input": large, "output": layer(large).detach()}
+    layer.track_running_stats = False  # as while activations are recomputed
+    before = layer.running_mean.clone()
+    layer(large)
+    found["moved"] = layer.running_mean - before
+    found["mean of ranks"] = mean_over_processes(torch.tensor(float(rank)))
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -207,6 +213,15 @@ def test_a_large_mean_costs_no_digits(ranks):
 
 def test_one_value_in_all_processes_together_is_too_few(ranks):
     assert all("more than 1 value a channel in all processes" in rank["too few"] for rank in ranks)
+
+
+def test_statistics_stay_where_they_are_not_tracked(ranks):
+    assert all(rank["moved"].eq(0).all() for rank in ranks)
+
+
+def test_the_mean_over_processes(ranks):
+    assert [rank["mean of ranks"].item() for rank in ranks] == [0.5, 0.5]
+    assert mean_over_processes(torch.tensor(3.0)) == 3
 
 
 def test_training_by_two_processes_is_training_by_one(folder):

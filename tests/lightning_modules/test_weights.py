@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_modules import ClassificationTask, load_run
+from lightning_modules import ClassificationTask, SegmentationTask, load_run
 from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
 from lightning_modules.commands import training
 from lightning_modules.files import CheckpointError
-from lightning_modules.weights import load_weights, read_weights, share_weights
+from lightning_modules.weights import StartingPoint, load_weights, read_weights, share_weights
 from models import create_model, vgg
 from tests.helpers.commands import save_every, tiny
 from tests.helpers.tiny_runs import GAUSSIAN, SaveAfter, tiny_data, tiny_task, tiny_trainer
@@ -65,6 +65,12 @@ def is_copy(network: nn.Module, other: nn.Module) -> bool:
 def started(task: BaseTask) -> nn.Module:
     task.load_initial_weights()
     return task.network
+
+
+@pytest.fixture
+def messages(caplog) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
+    return caplog
 
 
 # Files
@@ -145,7 +151,7 @@ def test_weights_of_another_network_list_what_differs(weights):
     with pytest.raises(ValueError, match="does not fit the network") as caught:
         started(task)
     message = str(caught.value)
-    assert "init_skip: ['conv1.*', 'conv2.*', 'conv3.*', 'conv4.*', 'fc.*']." in message
+    assert "set init_skip: ['conv1.*', 'conv2.*', 'conv3.*', 'conv4.*', 'fc.*']." in message
     assert re.search(r"Missing there: conv1\.raw_sigma, .* and 6 more\.", message)
     assert "Unexpected: conv1.weight, conv2.weight, conv3.weight, conv4.weight." in message
     assert "Of other shapes: fc.weight (10, 4) in place of (3, 4), fc.bias (10,) in place of (3,)." in message
@@ -156,6 +162,64 @@ def test_a_list_of_layers_that_is_long_is_no_suggestion():
     other = {f"layer{i}.weight": torch.ones(1) for i in range(30)}
     with pytest.raises(ValueError, match=r"rather weights of another network.*layer9\.weight and 20 more"):
         load_weights(nn.Linear(1, 1), other, (), source="other.pth")
+
+
+def test_another_number_of_classes_is_refused_and_the_mend_works(weights, source, messages):
+    """As in ImageNet, then COCO, then VOC."""
+    message = (
+        f"init_from: {weights} does not fit the network. To start these layers anew (a head for other classes, say) "
+        "set init_skip: ['fc.*']. "
+        "Of other shapes: fc.weight (10, 4) in place of (3, 4), fc.bias (10,) in place of (3,)."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        started(tiny_task(**PLAIN, num_classes=3, init_from=weights))
+    network = started(tiny_task(**PLAIN, num_classes=3, init_from=weights, init_skip=["fc.*"]))
+    assert equal(network, source.network) == set(network.state_dict()) - {"fc.weight", "fc.bias"}
+    (said,) = [record.getMessage() for record in messages.records]
+    assert said.endswith("; at its own initialisation: fc.weight, fc.bias")
+
+
+def test_another_head_is_named_on_both_sides(weights, messages):
+    options = {"model_options": {"widths": [4, 4, 4, 4]}, "in_channels": 1, "num_classes": 3, "init_from": weights}
+    with pytest.raises(
+        ValueError, match=r"set init_skip: \['segmentation_head\.conv\.\*', 'fc\.\*'\]\. Missing there: seg"
+    ):
+        started(SegmentationTask("fashion_cnn", **options))
+    started(SegmentationTask("fashion_cnn", **options, init_skip=["segmentation_head.*", "fc.*"]))
+    (said,) = [record.getMessage() for record in messages.records]
+    assert said.endswith(
+        "at its own initialisation: segmentation_head.conv.weight, segmentation_head.conv.bias; "
+        "left out: fc.weight, fc.bias"
+    )
+
+
+class Published(nn.Sequential):
+    """A network whose authors call its layer "lin"."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 3))
+
+    def from_published(self, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        if "lin.weight" not in weights:
+            return None
+        return {name.replace("lin", "0"): value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("name", ["module.lin", "lin", "module.0", "0"])
+def test_weights_under_the_names_of_the_authors(tmp_path, name):
+    state = {f"{name}.weight": torch.ones(3, 2), f"{name}.bias": torch.ones(3)}
+    torch.save({"state_dict": state, "epoch": 90}, tmp_path / "a.pth")
+    network = Published()
+    StartingPoint(tmp_path / "a.pth").load(network)
+    assert all(value.eq(1).all() for value in network.state_dict().values())
+
+
+def test_published_weights_that_do_not_fit_are_named_as_the_network_does(tmp_path):
+    state = {"lin.weight": torch.ones(3, 2), "lin.bias": torch.ones(3), "lin.scale": torch.ones(3)}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"Unexpected: 0\.scale\."):
+        StartingPoint(tmp_path / "a.pth").load(Published())
+    StartingPoint(tmp_path / "a.pth", skip=("0.scale",)).load(Published())
 
 
 def test_skipped_layers_keep_their_own_initialisation(weights, source):
@@ -214,12 +278,6 @@ def test_options_that_contradict_each_other(options, message):
 
 
 # Layers fitted to what they replace
-
-
-@pytest.fixture
-def messages(caplog) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero")
-    return caplog
 
 
 def test_a_replaced_layer_is_fitted(weights, source, messages):

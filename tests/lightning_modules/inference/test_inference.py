@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.inference import Inference
+from lightning_modules.inference.tiling import tile_axis
 from models import create_model
 from models.analysis import analyse
 
@@ -204,6 +205,67 @@ def test_the_protocol_of_stacked_unets():
     torch.testing.assert_close(inference(network, image), expected.log(), rtol=1e-5, atol=1e-5)
 
 
+def published_protocol(network: nn.Module, image: Tensor, tile: int, scales: list[float], shorter_side: int) -> Tensor:
+    """Probabilities (K, H, W) as the authors' code has them, step by step.
+
+    The image's shorter side has so many pixels, times the scale; smaller images lie in the middle of a tile; tiles
+    start at every multiple of ceil(2/3 tile), and what reaches beyond the end is pushed back.
+    """
+    size, stride = image.shape[2:], -(-2 * tile // 3)
+    of_scales = []
+    for scale in scales:
+        shorter = int(scale * shorter_side)
+        scaled_size = [shorter * n // min(size) for n in size]
+        scaled = F.interpolate(image, size=scaled_size, mode="bilinear", antialias=True)
+        sides = [max(n, tile) for n in scaled_size]
+        top, left = ((side - n) // 2 for side, n in zip(sides, scaled_size, strict=True))
+        canvas = torch.zeros(*image.shape[:2], *sides)
+        canvas[:, :, top : top + scaled_size[0], left : left + scaled_size[1]] = scaled
+        total, count = torch.zeros(1, 3, *sides), torch.zeros(1, 1, *sides)
+        for row in range(-(-(sides[0] - tile) // stride) + 1):
+            for column in range(-(-(sides[1] - tile) // stride) + 1):
+                y, x = min(row * stride, sides[0] - tile), min(column * stride, sides[1] - tile)
+                part = canvas[:, :, y : y + tile, x : x + tile]
+                logits = network(part) + network(part.flip(3)).flip(3)
+                total[:, :, y : y + tile, x : x + tile] += logits.softmax(1)
+                count[:, :, y : y + tile, x : x + tile] += 1
+        mean = (total / count)[:, :, top : top + scaled_size[0], left : left + scaled_size[1]]
+        of_scales.append(F.interpolate(mean, size=size, mode="bilinear", antialias=True))
+    return torch.stack(of_scales).mean(0)
+
+
+def test_the_protocol_of_stacked_unets_as_published():
+    """From a side of half a tile to one of four strides."""
+    scales = [0.5, 1, 1.5]
+    inference = Inference(
+        tile_size=32,
+        overlap=10 / 32,
+        window="uniform",
+        flips=["horizontal"],
+        merge_flips="sum_logits",
+        scales=scales,
+        spacing="fixed",
+        padding="mean",
+        shorter_side=32,
+    )
+    network, image = tiny_network(), torch.randn(1, 1, 21, 50)
+    with torch.no_grad():
+        expected = published_protocol(network, image, 32, scales, 32)
+    torch.testing.assert_close(inference(network, image), expected.log(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_stride_of_512_pixels():
+    """ceil(2/3 512) = 342, as published; the whole share that one third of overlap allows is 341."""
+    for overlap, stride in ((0.332, 342), (1 / 3, 341)):
+        tiles = Inference(tile_size=512, overlap=overlap, spacing="fixed").tiles
+        assert tiles is not None
+        assert tiles.layouts[0].step == stride
+        assert tile_axis(2048, tiles.layouts[0], "uniform", torch.device("cpu")).starts == (
+            *(i * stride for i in range(5)),
+            1536,
+        )
+
+
 # ------------------------------------------------------------------------------------------------- what comes back
 
 
@@ -270,6 +332,9 @@ def test_what_is_no_batch_of_images_is_refused(shape):
     [
         ({"average": "votes"}, "average must be one of probabilities, logits, got 'votes'"),
         ({"merge_flips": "max"}, "merge_flips must be one of average, mean_logits, sum_logits, got 'max'"),
+        ({"spacing": "odd", "tile_size": 8}, "spacing must be one of even, fixed, got 'odd'"),
+        ({"padding": "zero"}, "padding must be one of mirror, mean, got 'zero'"),
+        ({"shorter_side": 0}, "shorter_side must be at least 1 pixel, got 0"),
         ({"scales": []}, "scales must be positive"),
         ({"scales": [1, 0]}, r"scales must be positive .* got \[1, 0\]"),
         ({"scales": [float("inf")]}, "scales must be positive"),
