@@ -21,12 +21,15 @@ from lightning_modules.grid import Grid
 from models import create_model
 from tests.helpers.cats_dogs import write_class_folders
 from tests.helpers.data import trust_fashion_mnist, write_celeba, write_fashion_mnist
+from tests.helpers.imagenet import CLASSES, write_official
 from tests.helpers.nuclei import write_tnbc
+from tests.helpers.photos import box, write_cityscapes, write_coco, write_sbd, write_voc
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_EXPERIMENTS = ("grids", "sweeps")  # read by `convsuite reproduce` and by W&B, with tests of their own
 TESTED = ("test/accuracy", "test/pixel_accuracy", "test/fid_contrastive_20")
 TINY_VGG = {"head_width": 16, "pool_size": 1}
+TINY_SUNET = "{filters: 4, block_depths: [1, 1, 1, 1], block_widths: [8, 8, 8, 8], output_stride: 8}"
 
 
 def base(name: str) -> str:
@@ -35,6 +38,10 @@ def base(name: str) -> str:
         return "ocgan/dcgan.yaml"
     if name.startswith("gaussian/nuclei/"):
         return "gaussian/nuclei/unet.yaml"
+    if name.startswith("sunet/"):
+        return {"imagenet": "sunet/imagenet/sunet_64.yaml", "voc": "sunet/voc/trainaug.yaml"}.get(
+            name.split("/")[1], "sunet/cityscapes/fine.yaml"
+        )
     return "gaussian/cats_dogs/vgg16.yaml" if name.startswith("gaussian/cats_dogs/") else "gaussian/fashion_mnist.yaml"
 
 
@@ -55,6 +62,11 @@ def tiny_data(tmp_path, monkeypatch) -> Path:
     write_celeba(tmp_path / "data", train=70, size=(89, 109))
     write_tnbc(tmp_path / "data")
     write_class_folders(tmp_path / "data")
+    write_official(tmp_path / "data" / "ILSVRC2012", train=6, val=4)
+    write_voc(tmp_path / "data", train=6)
+    write_sbd(tmp_path / "data")
+    write_cityscapes(tmp_path / "data", train=6, test=2)
+    write_coco(tmp_path / "data", [[{"category": "dog", "segmentation": box(0, 0, 39, 35)}]] * 6)
     torch.save(create_model("vgg16", num_classes=2, **TINY_VGG).state_dict(), tmp_path / "vgg16.pth")
     monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("CONVSUITE_CACHE", str(tmp_path / "cache"))
@@ -119,6 +131,19 @@ def experiment(name: str) -> list[str]:
         few = [f"--model.model_options={options}", "--data.train_size=16", "--data.image_size=32"]
         if name != "gaussian/cats_dogs/vgg16.yaml":
             few.append("--model.init_from=vgg16.pth")
+    if name.startswith("sunet/"):
+        few = [
+            f"--model.model_options={TINY_SUNET}",
+            "--data.train_size=6",
+            "--data.batch_size=2",
+            "--data.num_workers=0",
+        ]
+        few += ["--trainer.max_steps=-1", "--trainer.check_val_every_n_epoch=1"]
+        few += (
+            [f"--data.num_classes={len(CLASSES)}", "--data.image_size=48"]
+            if name.startswith("sunet/imagenet/")
+            else ["--model.init_from=null", "--model.init_skip=null", "--data.crop_size=48"]
+        )
     return ["--config", name, *few, "--trainer.max_epochs=2", "--trainer.default_root_dir=run"]
 
 
@@ -155,6 +180,8 @@ def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
         written = sorted(path.name for path in Path("run/predictions").rglob("*.png"))
         assert written
         assert all(re.fullmatch(r"\d\d_\d\.png", name) for name in written)  # whole images, by their names
+    elif name.startswith("sunet/") and not name.startswith("sunet/imagenet/"):
+        assert list(Path("run/predictions").rglob("*.png"))
     else:
         with Path("run/predictions.csv").open() as file:
             predictions = list(csv.reader(file))
