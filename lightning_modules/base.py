@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +20,7 @@ from lightning_modules.freezing import evaluate_frozen, freeze_all_but
 from lightning_modules.learning_rates import apply_factors, parameter_groups
 from lightning_modules.weights import STARTED_FROM, load_pretrained, share_weights, starting_point
 from models import create_model
+from models.names import check_name
 from models.registry import network_options
 
 # As in `lightning.pytorch.cli`, which is not imported here because it needs jsonargparse.
@@ -70,6 +71,9 @@ class BaseTask(LightningModule):
             average that decays by 0.99 has momentum 0.01); default: as the network has it.
         freeze_batch_norm: All batch norms use the statistics that they start with and leave them, and their gains and
             shifts are not trained. For fine-tuning from a checkpoint: `init_from`.
+        select: Which weights of a training count, in `fit_test` and where another run starts from this one: "best" on
+            validation (the default), or "last", for data whose validation images are also the test, and for schedules
+            that end at a learning rate of 0. Then there is no best.ckpt.
 
     `init_from`, and `pretrained: true` among the options of a network, are read when a fit or an evaluation begins that
     has no checkpoint (see `load_initial_weights`): what is resumed or loaded from a checkpoint needs no other file.
@@ -102,8 +106,12 @@ class BaseTask(LightningModule):
         lr_factors: dict[str, float] | None = None,
         batch_norm_momentum: float | None = None,
         freeze_batch_norm: bool | None = None,
+        select: Literal["best", "last"] | None = None,
     ) -> None:
         super().__init__()
+        check_name("select", select or "best", ("best", "last"))
+        if select == "last":
+            self.monitor = None
         self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler", "inference"])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

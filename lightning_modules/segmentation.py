@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -84,6 +84,7 @@ class SegmentationTask(BaseTask):
         lr_factors: Patterns of the network's parameters, each with a factor on their learning rate.
         batch_norm_momentum: The share of a batch in the running statistics of batch norms.
         freeze_batch_norm: Batch norms neither move their statistics nor train gains and shifts.
+        select: Whether the "best" weights on validation count, the default, or the "last".
 
     Attributes:
         confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (K, K), rows are the truth.
@@ -123,6 +124,7 @@ class SegmentationTask(BaseTask):
         lr_factors: dict[str, float] | None = None,
         batch_norm_momentum: float | None = None,
         freeze_batch_norm: bool | None = None,
+        select: Literal["best", "last"] | None = None,
     ) -> None:
         if not 2 <= num_classes <= 256:
             raise ValueError(f"num_classes must be 2 to 256, what a mask of bytes can tell apart, got {num_classes}")
@@ -155,6 +157,7 @@ class SegmentationTask(BaseTask):
             lr_factors=lr_factors,
             batch_norm_momentum=batch_norm_momentum,
             freeze_batch_norm=freeze_batch_norm,
+            select=select,
         )
         self.loss = made
         self.inference = inference

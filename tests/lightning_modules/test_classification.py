@@ -13,6 +13,7 @@ from lightning_modules import ClassificationTask
 from lightning_modules.base import NonFiniteLossError
 from lightning_modules.schedules import CosineDecay, StepDecay
 from models.convs import geometry_parameters
+from models.names import UnknownNameError
 
 # These fits need no validation, and the images are too small to be loaded by workers.
 pytestmark = pytest.mark.filterwarnings(
@@ -202,3 +203,11 @@ def test_training_noise_is_a_function_of_the_step(tmp_path, accumulated):
 
     assert draws(1) == draws(2)
     assert len(set(draws(1))) == 6
+
+
+def test_the_last_weights_count_where_they_are_selected():
+    assert task().monitor == "val/accuracy"
+    assert task(select="last").monitor is None
+    assert ClassificationTask.monitor == "val/accuracy"
+    with pytest.raises(UnknownNameError, match="unknown select 'first'"):
+        task(select="first")
