@@ -5,13 +5,14 @@
          checkpoints/        last.ckpt and, where something is monitored, best.ckpt
          media/              pictures
          environment.json    a session each time that the run was worked on: versions, hardware, command ...
+         evaluations/<name>/ results of an evaluation with other settings, a folder like this one without checkpoints
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ NOT_COMPARED = {
     "data": {"num_workers", "root", "predict_root", "cache_root"},
     "callbacks": {"LastCheckpoint", "RichProgressBar", "TQDMProgressBar"},
 }
+# Dotted keys of what no evaluation's result depends on. Which checkpoint was evaluated stands in its session.
+NOT_OF_EVALUATIONS = ("ckpt_path", "data.init_args.batch_size")
+# Dotted keys of what may be chosen after training.
+CHOSEN_AFTER_TRAINING = ("model.init_args.inference",)
+EVALUATIONS_FOLDER = "evaluations"
+NAMED_OPTIONS = 3  # at most so many in the name of such a folder
 
 
 class OtherSettingsError(ValueError):
@@ -97,11 +104,15 @@ class Run:
         Raises:
             MissingRunError: There is none.
         """
-        wanted = [self.best_checkpoint, self.last_checkpoint] if name == "best" else [self.last_checkpoint]
-        found = next((path for path in wanted if path.is_file()), None)
+        found = self.find_checkpoint(name)
         if found is None:
             raise MissingRunError(f"{self} holds no checkpoint: train first, with `convsuite fit` and these settings")
         return found
+
+    def find_checkpoint(self, name: str = "best") -> Path | None:
+        """As `checkpoint`; None where there is none."""
+        wanted = [self.best_checkpoint, self.last_checkpoint] if name == "best" else [self.last_checkpoint]
+        return next((path for path in wanted if path.is_file()), None)
 
     def metrics(self) -> dict[str, float]:
         """For each metric of metrics.csv the value that was measured last."""
@@ -118,6 +129,18 @@ class Run:
                 "(--trainer.default_root_dir), or delete that one."
             )
 
+    def of_evaluation(self, config: Config) -> Run:
+        """Where the results of an evaluation with `config` go: here, if the folder says the same or nothing.
+
+        Else a sub-folder, named after the settings that differ, so that the same evaluation finds it again.
+        """
+        different = differences(self.config, config, NOT_OF_EVALUATIONS) if self.config_file.is_file() else []
+        if not different:
+            return self
+        options = sorted({_option(line.partition(":")[0]) for line in different})
+        name = "-".join([*options[:NAMED_OPTIONS], _digest(sorted(different))])
+        return Run(self.folder / EVALUATIONS_FOLDER / name)
+
 
 def compared_settings(config: Config) -> dict[str, Any]:
     """What makes a run this run and no other: dotted keys to values. None and empty are as good as absent."""
@@ -133,15 +156,24 @@ def compared_settings(config: Config) -> dict[str, Any]:
 
 def run_id(config: Config) -> str:
     """Ten characters that differ where `compared_settings` differ."""
-    text = json.dumps(compared_settings(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return _digest(compared_settings(config))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The compared settings that differ, each as `key: old -> new`."""
+def differences(old: Config, new: Config, but: Collection[str] = ()) -> list[str]:
+    """The compared settings that differ, each as `key: old -> new`, except the dotted keys `but` and those below."""
     before, after = compared_settings(old), compared_settings(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in keys if not any(f"{key}.".startswith(f"{left_out}.") for left_out in but)]
     return [f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}" for key in keys]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def _option(key: str) -> str:
+    """`inference` of `model.init_args.inference.init_args.scales`, `data` of `data.class_path`."""
+    return [part for part in key.split(".") if part not in ("init_args", "class_path")][:2][-1]
 
 
 def _is_compared(callback: Config) -> bool:

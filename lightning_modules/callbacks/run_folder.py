@@ -13,11 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_modules.environment import append_session, describe_environment
 from lightning_modules.files import write_whole
 from lightning_modules.loggers import MetricsCSVLogger
+from lightning_modules.pictures import is_writing
 from lightning_modules.runs import Config, Run
+from lightning_modules.weights import STARTED_FROM
 
 
 class RunFolder(Callback):
     """Writes config.yaml and environment.json once the first step is done: a run that fails before it leaves nothing.
+
+    An evaluation writes its config.yaml where there is none, at its end, and its session names the checkpoint.
 
     Args:
         run: The run folder.
@@ -52,8 +56,8 @@ class RunFolder(Callback):
         if not self._is_recorded:
             self._is_recorded = True
             self._record(trainer, "interrupted")  # unless it is told otherwise in the end
-            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                write_whole(self.run.config_file, yaml.safe_dump(self.config, sort_keys=False).encode())
+            if is_writing(trainer):
+                self._write_config()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the row of the step that has just ended before the checkpoint: Lightning logs it after."""
@@ -78,13 +82,13 @@ class RunFolder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._record(trainer, "finished")
+            self._record_evaluation(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, "finished")
+        self._record_evaluation(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, "finished")
+        self._record_evaluation(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         with suppress(OSError):  # a full disk, say, is what the exception is about
@@ -99,8 +103,18 @@ class RunFolder(Callback):
             "processes": trainer.world_size,
         }
 
+    def _record_evaluation(self, trainer: Trainer, task: LightningModule) -> None:
+        self._session["checkpoint"] = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        self._session[STARTED_FROM] = getattr(task, "started_from", None)
+        self._record(trainer, "finished")
+        if is_writing(trainer) and not self.run.config_file.is_file():
+            self._write_config()
+
+    def _write_config(self) -> None:
+        write_whole(self.run.config_file, yaml.safe_dump(self.config, sort_keys=False).encode())
+
     def _record(self, trainer: Trainer, outcome: str) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_writing(trainer):
             return
         minutes = round((time.monotonic() - self._start) / 60, 2)
         self._session |= {"outcome": outcome, "step": trainer.global_step, "minutes": minutes}

@@ -38,8 +38,17 @@ from lightning_modules.commands.config_files import find_config
 from lightning_modules.commands.parser import CommandParser, own_error
 from lightning_modules.commands.quiet import quiet
 from lightning_modules.loggers import MetricsCSVLogger, finished_wandb, place_loggers
-from lightning_modules.runs import Config, MissingRunError, Run, run_id
+from lightning_modules.runs import (
+    CHOSEN_AFTER_TRAINING,
+    EVALUATIONS_FOLDER,
+    Config,
+    MissingRunError,
+    Run,
+    differences,
+    run_id,
+)
 from lightning_modules.sync_batch_norm import SyncBatchNormPlugin
+from models.names import matches
 
 EVALUATIONS = ("validate", "test", "predict")
 # What a task takes from its data, where it has an argument of that name.
@@ -109,7 +118,8 @@ class ConvsuiteCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             help="validate, test, predict: a checkpoint, or 'best' or 'last' of the run with these settings (default: "
-            "best, where there is none last). fit: a checkpoint to start a new run from.",
+            "best, where there is none last, and without any the weights of init_from or pretrained). "
+            "fit: a checkpoint to start a new run from.",
         )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -143,7 +153,7 @@ class ConvsuiteCLI(LightningCLI):
         raise own  # out here, so that the two do not become each other's context
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a value for what comes from the data: it would count for nothing."""
+        """Refuse a value for what comes from the data: it would count for nothing; and weights that say nothing."""
         parameters = inspect.signature(type(self.model)).parameters
         for name in set(LINKED) - set(parameters):  # the checkpoint would hold arguments that the task does not take
             self.model.hparams.pop(name, None)
@@ -152,6 +162,8 @@ class ConvsuiteCLI(LightningCLI):
             if given is not None and given not in (parameters[name].default, from_data):
                 data = type(self.datamodule).__name__
                 raise ValueError(f"model.{name} is {given}, but {data} has {from_data}: leave it out, the data say it")
+        if self.command in EVALUATIONS and self.checkpoint is None:
+            self._check_initial_weights()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if self.command == "describe":
@@ -196,6 +208,8 @@ class ConvsuiteCLI(LightningCLI):
         )
 
     def fit_test(self) -> None:
+        # A data module may have a method `check_test` that raises `ValueError` where its options leave nothing to test.
+        getattr(self.datamodule, "check_test", lambda: None)()
         self.fit()
         given = self.config_init.trainer
         writes_checkpoints = not given.fast_dev_run and given.enable_checkpointing is not False
@@ -225,16 +239,57 @@ class ConvsuiteCLI(LightningCLI):
         run.check_settings(self.config_plain)
         return run, str(run.last_checkpoint) if run.last_checkpoint.is_file() else start
 
-    def _find_evaluated(self) -> tuple[Run, str]:
-        """The run folder that results go to, and the checkpoint that is evaluated."""
+    def _find_evaluated(self) -> tuple[Run, str | None]:
+        """The folder that results go to, and the checkpoint that is evaluated; None: what the task starts from."""
         path = self.config.ckpt_path
         self.config_plain["ckpt_path"] = None
         run = self._run_of_settings()
         if path in (None, "best", "last"):
-            return run, str(run.checkpoint(path or "best"))
-        if self.config.trainer.default_root_dir is None:
+            run = self._trained_alike(run) or run
+            has_weights = path is None and _starts_from_weights(self.config_plain) and _holds_no_training(run)
+            path = run.find_checkpoint() if has_weights else run.checkpoint(path or "best")
+            if path is None:
+                _say(f"{run} holds no checkpoint: what is evaluated are the weights that a training would start from")
+        elif self.config.trainer.default_root_dir is None:
             run = Run.of_checkpoint(path) or Run(Path(path).parent)
-        return run, path
+        results = run.of_evaluation(self.config_plain)
+        if results.folder != run.folder and not self.config.trainer.fast_dev_run:
+            _say(f"{run} has other settings than this evaluation, whose results go to {results}")
+        return results, None if path is None else str(path)
+
+    def _check_initial_weights(self) -> None:
+        """Raise an error now, not after all images have been decoded, where the task's own weights are no result."""
+        start = self.model.starting_point
+        if start is None:
+            return
+        start.find()
+        random = [name for name in self.model.network.state_dict() if matches(name, start.skip)]
+        if random and not start.fit:
+            raise MissingRunError(
+                f"{self.run} holds no checkpoint, and init_skip leaves layers at a random start ({random[0]} first): "
+                "train first, with `convsuite fit` and these settings"
+            )
+
+    def _trained_alike(self, run: Run) -> Run | None:
+        """The run beside `run`, which has no checkpoint, that differs only in what is chosen after training.
+
+        Raises:
+            MissingRunError: There are several.
+        """
+        if self.config.trainer.default_root_dir is not None or run.find_checkpoint() is not None:
+            return None
+        others = [Run(file.parent) for file in sorted(run.folder.parent.glob("*/config.yaml"))]
+        alike = [
+            other
+            for other in others
+            if other.find_checkpoint() and not differences(other.config, self.config_plain, CHOSEN_AFTER_TRAINING)
+        ]
+        if len(alike) > 1:
+            raise MissingRunError(
+                f"these settings are those of several runs, {', '.join(map(str, alike))}, which differ only in "
+                f"{', '.join(CHOSEN_AFTER_TRAINING)}: name one with --trainer.default_root_dir"
+            )
+        return alike[0] if alike else None
 
     def _run_of_settings(self) -> Run:
         named = self.config.trainer.default_root_dir
@@ -258,17 +313,18 @@ class ConvsuiteCLI(LightningCLI):
 def prepare_arguments(command: str, args: list[str]) -> tuple[list[str], str | None]:
     """The arguments with config names found, and the name of the experiment: that of its first config file.
 
-    An evaluation without `--config` starts from the configuration of the run that its flags name.
+    An evaluation whose `--config` files name no task, if there are any, starts from the configuration of the run that
+    its flags name.
     """
     given = _given(args)
     resolved = [_resolve_config(before, arg) for before, arg in zip(["", *args], args, strict=False)]
-    if given.config:
-        return resolved, _experiment_name(find_config(given.config[0]))
-    run = _named_run(given) if command in EVALUATIONS else None
-    if run is None:
-        return resolved, None
-    # What the run itself started from is not what is to be evaluated.
-    return ["--config", str(run.config_file), "--ckpt_path", "null", *resolved], None
+    configs = [find_config(name) for name in given.config]
+    if command in EVALUATIONS and not any(_names_task(config) for config in configs):
+        run = _named_run(given)
+        if run is not None:
+            # What the run itself started from is not what is to be evaluated.
+            return ["--config", str(run.config_file), "--ckpt_path", "null", *resolved], None
+    return resolved, _experiment_name(configs[0]) if configs else None
 
 
 def _given(args: list[str]) -> argparse.Namespace:
@@ -285,6 +341,26 @@ def _resolve_config(before: str, arg: str) -> str:
     if arg.startswith("--config="):
         return f"--config={find_config(arg.removeprefix('--config='))}"
     return arg
+
+
+def _names_task(config: Path) -> bool:
+    """Whether the file says which task there is, as an experiment does and an overlay does not."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.YAMLError:
+        return True  # the parser says what is wrong with it
+    model = content.get("model") if isinstance(content, dict) else None
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+
+
+def _starts_from_weights(config: Config) -> bool:
+    options = config["model"]["init_args"]
+    return bool(options.get("init_from") or (options.get("model_options") or {}).get("pretrained"))
+
+
+def _holds_no_training(run: Run) -> bool:
+    """Whether nothing in the folder comes of a training, whose checkpoints may have been removed since."""
+    return all(session.get("checkpoint", "of a fit") is None for session in run.sessions)
 
 
 def _experiment_name(config: Path) -> str:
@@ -322,14 +398,14 @@ def _import_short_names() -> None:
 
 
 def _discard_unused(run: Run, existed: bool) -> None:
-    """Remove what a run that failed before its first step has left."""
+    """Remove what a run that failed before its first step, or an evaluation that failed, has left."""
     if existed or run.config_file.is_file() or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return
     shutil.rmtree(run.folder, ignore_errors=True)
     default = Path("runs").absolute()
     with suppress(OSError):  # not empty, or not there
         for folder in run.folder.parents:
-            if folder.is_relative_to(default):
+            if folder.is_relative_to(default) or folder.name == EVALUATIONS_FOLDER:
                 folder.rmdir()
 
 

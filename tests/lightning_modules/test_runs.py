@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -108,6 +109,40 @@ def test_a_folder_is_shown_as_briefly_as_it_can_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(Run("runs/a")) == "runs/a"
     assert str(Run("/somewhere/else")) == "/somewhere/else"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ckpt_path", "start.ckpt"),
+        ("data.init_args.batch_size", 64),
+        ("data.init_args.predict_root", "photos"),
+        ("trainer.devices", 2),
+    ],
+)
+def test_an_evaluation_of_the_same_settings_is_written_to_the_run(tmp_path, key, value):
+    run = Run(tmp_path)
+    assert run.of_evaluation(CONFIG) is run  # nothing is there
+    write_whole(run.config_file, json.dumps(CONFIG).encode())
+    assert run.of_evaluation(changed(key, value)) is run
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("model.init_args.inference", {"class_path": "Inference", "init_args": {"scales": [0.5, 1]}}, "inference"),
+        ("data.class_path", "OtherData", "data"),
+        ("seed_everything", 1, "seed_everything"),
+        ("model.init_args", {"b": 1, "a": 1, "e": {"f": 2}}, "a-b-conv"),
+    ],
+)
+def test_an_evaluation_of_other_settings_has_a_folder_of_its_own(tmp_path, key, value, name):
+    run = Run(tmp_path)
+    write_whole(run.config_file, json.dumps(CONFIG).encode())
+    first, again = (run.of_evaluation(changed(key, value)).folder for _ in range(2))
+    assert first == again
+    assert first.parent == run.folder / "evaluations"
+    assert first.name.rpartition("-")[0] == name
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
