@@ -17,6 +17,7 @@ from datamodules.voc import CLASSES
 FOLDERS = ("coco", "COCO", ".")
 """Where `annotations/` is looked for, below the root."""
 PUBLISHED_AT = "https://cocodataset.org/#download"
+Part = Literal["train2017", "val2017"]
 
 
 class COCODataModule(PhotoSegmentationDataModule):
@@ -33,8 +34,9 @@ class COCODataModule(PhotoSegmentationDataModule):
     `test2017` are not published.
 
     `prepare_data` encodes the objects once (extra `coco`: pycocotools), into a file in `cache_root` that may be deleted
-    at any time; masks are painted when they are drawn. `index` is the position among the photos that are not left out,
-    in the order of the annotation file. See `PhotoSegmentationDataModule` for what batches hold.
+    at any time; masks are painted when they are drawn. Test and prediction do without the objects of `train2017`.
+    `index` is the position among the photos that are not left out, in the order of the annotation file. See
+    `PhotoSegmentationDataModule` for what batches hold.
 
     Args:
         root: The folder that holds the data set's folder; default $CONVSUITE_DATA, else ./data.
@@ -102,16 +104,15 @@ class COCODataModule(PhotoSegmentationDataModule):
         self._objects: dict[str, ObjectMasks] = {}
 
     def prepare_data(self) -> None:
-        """Encode the objects, where that is not done yet and the stage needs it.
+        """Encode the objects that the Trainer's stage needs, where that is not done yet; `setup` does it without one.
 
         Raises:
             FileNotFoundError: The annotations are missing.
             DamagedFileError: They are not what COCO publishes.
             CacheError: What was encoded cannot be kept.
         """
-        if not self.predicts_folder:
-            for part in ("train2017", "val2017"):
-                self._open(part)
+        for part in self._parts():
+            self._open(part)
 
     def photos(self, split: Split) -> Photos:
         return self._photos("train2017" if split == "train" else "val2017")
@@ -119,7 +120,14 @@ class COCODataModule(PhotoSegmentationDataModule):
     def photos_to_predict(self) -> Photos:
         return self._photos("val2017")
 
-    def _photos(self, part: Literal["train2017", "val2017"]) -> Photos:
+    def _parts(self) -> tuple[Part, ...]:
+        """What the running stage reads."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage in ("fit", "validate"):  # training and validation set are opened together
+            return ("train2017", "val2017") if self.val_size is None else ("train2017",)
+        return () if stage is None or self.predicts_folder else ("val2017",)
+
+    def _photos(self, part: Part) -> Photos:
         objects = self._open(part)
         selected = np.flatnonzero(objects.labelled >= self.min_pixels)
         if not len(selected):
@@ -130,7 +138,7 @@ class COCODataModule(PhotoSegmentationDataModule):
         check_present(self._folder, files, f"photos of {objects.path.name}")
         return Photos(self._folder, files, SelectedMasks(objects, selected))
 
-    def _open(self, part: str) -> ObjectMasks:
+    def _open(self, part: Part) -> ObjectMasks:
         if part not in self._objects:
             path = self._folder / "annotations" / f"instances_{part}.json"
             if not path.is_file():

@@ -25,6 +25,8 @@ Batch = dict[str, Any]
 
 FEW_CLASSES = 5
 """Up to this many, measures of each class are logged in validation too, not only in the test."""
+TRAIN_CONFUSION = "train_confusion"
+"""The running epoch's confusion matrix in a checkpoint."""
 
 
 class SegmentationTask(BaseTask):
@@ -38,6 +40,8 @@ class SegmentationTask(BaseTask):
     batch: all its pixels weigh alike, however many are ignored in each process, so that several processes with
     synchronised batch norm train as one does. (`trainer.accumulate_grad_batches` is not the same as a larger batch: it
     takes the mean of the losses of its batches, as the published code of Stacked U-Nets does, whatever they ignore.)
+    `train/miou` comes from one confusion matrix of an epoch: of its images as they were augmented, each predicted in
+    training mode by the weights of its step. It goes into checkpoints, thus a resumed epoch is measured whole.
 
     Of validation and test it logs measures of the whole data set from one confusion matrix, equal for any number of
     processes and any batch size:
@@ -176,6 +180,7 @@ class SegmentationTask(BaseTask):
             )
 
     def configure_metrics(self) -> None:
+        self.train_confusion = self._confusion()
         self.val_metrics = self._metrics()
         self.test_metrics = self._metrics()
         self.confusion: dict[str, Tensor] = {}
@@ -186,12 +191,38 @@ class SegmentationTask(BaseTask):
             {
                 # A loss that is not a number shall show as that; "disable" would leave out the weights.
                 "loss": MeanMetric(nan_strategy=math.nan),
-                "confusion": PixelConfusion(self.hparams["num_classes"], self.hparams["ignore_index"]),
+                "confusion": self._confusion(),
             }
         )
         if self.hparams["instances"] is not None:
             metrics["objects"] = InstanceMetrics()
         return metrics
+
+    def _confusion(self) -> PixelConfusion:
+        return PixelConfusion(self.hparams["num_classes"], self.hparams["ignore_index"])
+
+    def on_train_epoch_start(self) -> None:
+        """Does not come where a run is resumed within an epoch."""
+        self.train_confusion.reset()
+
+    def on_train_epoch_end(self) -> None:
+        ignored, absent = self.hparams["ignore_index"], self.hparams["absent"]
+        means, _ = segmentation_measures(self._global_train_confusion().cpu(), ignored, absent)
+        self.log("train/miou", means["miou"].float())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[TRAIN_CONFUSION] = self._global_train_confusion().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.train_confusion.reset()
+        if TRAIN_CONFUSION in checkpoint and self.global_rank == 0:  # it is the sum over all processes
+            self.train_confusion.confmat = checkpoint[TRAIN_CONFUSION].to(self.train_confusion.device, copy=True)
+
+    def _global_train_confusion(self) -> Tensor:
+        """Every process must call this."""
+        return sum_over_processes(self.train_confusion.confmat)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K, H, W), at the size of the images (N, C, H, W), also of a binary task."""
@@ -214,10 +245,12 @@ class SegmentationTask(BaseTask):
         self.watch(loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
         is_known = mask != self.hparams["ignore_index"]
-        is_right = (logits.detach().argmax(1) == mask) & is_known
+        prediction = logits.detach().argmax(1)
+        is_right = (prediction == mask) & is_known
         right, known = sum_over_processes(torch.stack([is_right.sum(), is_known.sum()]))
         accuracy = right / known.clamp(min=1)
         self.log("train/pixel_accuracy", accuracy, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(mask))
+        self.train_confusion.update(prediction, mask)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:

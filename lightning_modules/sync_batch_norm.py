@@ -107,7 +107,7 @@ class CPUSyncBatchNorm(_BatchNorm):
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        if not self.track_running_stats:  # while activations are recomputed
+        if not self.track_running_stats:  # switched off after construction: the buffers are there and stay
             return
         self.num_batches_tracked.add_(1)
         momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum

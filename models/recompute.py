@@ -30,7 +30,8 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContex
 class _StatisticsKept:
     """Inside it batch norms in training mode leave their running statistics; it may be entered again and again.
 
-    They must not look switched off, since autograd expects that the second computation saves the same tensors.
+    They must not look switched off: autograd expects that the second computation saves the same tensors, and
+    `nn.SyncBatchNorm` insists on a count of batches. So they move by nothing, and count on a copy.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -39,7 +40,8 @@ class _StatisticsKept:
     def __enter__(self) -> None:
         self.kept = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
         for norm in self.norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            count = norm.num_batches_tracked
+            norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
 
     def __exit__(self, *_: object) -> None:
         for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):

@@ -38,8 +38,8 @@ class PixelConfusion(MulticlassConfusionMatrix):
         """Count `prediction` against `truth`, both int64 (N, ...) with values below C (the truth: or ignored)."""
         is_ignored = truth == self.ignore_index
         spare = self.num_classes**2  # where ignored pixels go: picking the others would have to wait for a GPU
-        cells = (truth * self.num_classes + prediction).masked_fill(is_ignored, spare)
-        counts = cells.flatten().bincount(minlength=spare + 1)
+        cells = (truth * self.num_classes + prediction).masked_fill(is_ignored, spare).flatten()
+        counts = cells.new_zeros(spare + 1).scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait, too
         self.confmat += counts[:spare].view_as(self.confmat)
 
 

@@ -256,14 +256,19 @@ class _Encoder(nn.Module):
     def __init__(self, conv: Variant, filters: int, level: Level) -> None:
         super().__init__()
         stride, outer, inner = level
+        self.is_strided = stride > 1
         self.norm1 = conv.norm(filters)
         self.conv1 = conv.conv(filters, filters, 3, stride=stride, padding=outer, dilation=outer)
         self.norm2 = conv.norm(filters)
         self.conv2 = conv.conv(filters, filters, 3, padding=inner, dilation=inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(F.relu(self.norm1(x)))
-        return self.conv2(F.relu(self.norm2(x)))
+        x = F.relu(self.norm1(x))
+        if self.is_strided and isinstance(x, Tensor) and x.shape[3] == 1:
+            # A zero of the padding made explicit, which changes no value: in bfloat16 on CPUs torch's gradient of
+            # strided filters is garbage, or NaN, where the map is one value wide.
+            x = F.pad(x, (0, 1))
+        return self.conv2(F.relu(self.norm2(self.conv1(x))))
 
 
 class _Decoder(nn.Module):

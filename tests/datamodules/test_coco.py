@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import coco_masks
 from datamodules.coco import COCODataModule
@@ -114,6 +116,34 @@ def test_training_and_prediction(tmp_path):
     assert data.submission is None
     samples = [opened(tmp_path, num_workers=workers).train_dataset.__getitems__([(1, 2)]) for workers in (0, 2)]
     assert torch.equal(samples[0]["mask"], samples[1]["mask"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "encoded"),
+    [
+        ("fit", {}, ["train2017", "val2017"]),
+        ("validate", {}, ["train2017", "val2017"]),
+        ("fit", {"val_size": 1}, ["train2017"]),
+        ("test", {}, ["val2017"]),
+        ("predict", {}, ["val2017"]),
+        ("predict", {"predict_root": "photos"}, []),
+        (None, {}, []),
+    ],
+)
+def test_a_stage_encodes_what_it_reads(tmp_path, stage, options, encoded):
+    home = write_coco(tmp_path, PHOTOS)
+    data = COCODataModule(str(tmp_path), min_pixels=0, cache_root=str(tmp_path / "cache"), **options)
+    if "train2017" not in encoded:
+        (home / "annotations" / "instances_train2017.json").unlink()
+    if stage is not None:
+        data.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        data.trainer.state.fn = TrainerFn(stage)
+        data.trainer.predicting = stage == "predict"
+    data.prepare_data()
+    kept = sorted(path.name.split("_")[1].split("-")[0] for path in (tmp_path / "cache").rglob("*.npz"))
+    assert kept == encoded
+    if stage in ("test", "predict") and encoded:
+        data.setup(stage)
 
 
 def test_bad_annotations_are_refused(tmp_path):

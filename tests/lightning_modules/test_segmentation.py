@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lightning_modules.callbacks.exact_resume import ExactResume
 from lightning_modules.inference import Inference
 from lightning_modules.losses.segmentation import dice
 from lightning_modules.metrics.confusion import segmentation_measures
 from lightning_modules.metrics.instances import InstanceMetrics
 from lightning_modules.segmentation import SegmentationTask
 from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
-from tests.helpers.tiny_runs import tiny_trainer
+from tests.helpers.tiny_runs import SaveAfter, tiny_trainer
 
 MEANS = {"loss", "miou", "dice", "pixel_accuracy", "class_accuracy"}
 OBJECTS = {"aji", "pq", "sq", "rq", "ap", "ap_50", "ap_75"}
@@ -199,6 +200,44 @@ def test_the_training_loss_is_logged_as_it_is(tmp_path):
     assert seen[-1] > 0
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_train_miou_is_that_of_the_predictions_of_an_epoch(tmp_path, ignored):
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+
+    class Counting(SegmentationTask):
+        def forward(self, images):
+            logits = super().forward(images)
+            if self.training and self.current_epoch == 1:
+                self.seen = logits.detach().argmax(1)
+            return logits
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.current_epoch == 1:
+                known = batch["mask"] != IGNORED
+                confusion.index_put_((batch["mask"][known], self.seen[known]), torch.tensor(1), accumulate=True)
+
+    task = Counting("unet", {"widths": [4, 8], "kernel_size": 3}, num_classes=3)
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(task, datamodule=TinyMasks(num_classes=3, ignored=ignored))
+    assert confusion.sum() == 12 * (14 if ignored else 16) * 16
+    right = confusion.diagonal()
+    expected = (right / (confusion.sum(0) + confusion.sum(1) - right)).nanmean().item()
+    assert trainer.callback_metrics["train/miou"].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_train_miou_of_a_resumed_epoch_is_that_of_the_whole_one(tmp_path, step):
+    """Saved within an epoch of three steps, and at its end."""
+    found = []
+    for callbacks, start in (([SaveAfter(step, tmp_path / "a.ckpt")], None), ([], tmp_path / "a.ckpt")):
+        trainer = tiny_trainer(tmp_path, [ExactResume(), *callbacks])
+        trainer.fit(tiny_segmentation(num_classes=3), datamodule=TinyMasks(num_classes=3), ckpt_path=start)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert trainer.global_step == 6
+    assert found[0] == found[1]
+    assert 0 < found[0]["train/miou"] < 1
+
+
 def test_tiles_off_the_networks_grid_are_refused():
     assert tiny_segmentation(inference=Inference(tile_size=16, align=2)).inference.tiles.align == 2
     with pytest.raises(ValueError, match=r"inference\.align is 1, .* a multiple of 2: .* Set align: 2"):
@@ -244,6 +283,7 @@ def test_nothing_but_ignored_pixels(tmp_path):
     trainer.fit(task, datamodule=Ignored())
     assert trainer.callback_metrics["train/loss"] == 0
     assert math.isnan(trainer.callback_metrics["val/miou"])
+    assert math.isnan(trainer.callback_metrics["train/miou"])
 
 
 def test_a_diverged_loss_is_seen_in_validation(tmp_path):

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.sync_batch_norm import synchronise
 from models import create_model
 from models.analysis import analyse
 from models.convs import OctaveConv2d, OctavePair, list_convs
+from models.convs.registry import build_variant
 from models.sunet import SUNet, load_official_state_dict
+from models.sunet.network import Level, _Encoder
 from tests.helpers.sunet_weights import fill, official_shapes
 
 FILTERS, DEPTHS, WIDTHS = 4, (1, 2, 1, 1), (8, 10, 12, 14)
@@ -283,7 +286,6 @@ def test_a_step_reaches_every_parameter(conv, options):
 @pytest.mark.parametrize("conv", ["standard", "octave"])
 def test_a_step_in_bfloat16_and_channels_last(conv):
     network = sunet(conv, head="segment", output_stride=8).to(memory_format=torch.channels_last)
-    # On maps that are one value wide the gradient of torch's strided convolutions in bfloat16 is at random on CPUs.
     x = images(61, 69).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(x)
@@ -340,11 +342,44 @@ def test_initial_weights():
 # Training, copies, graphs.
 
 
-@pytest.mark.parametrize("conv", ["standard", "octave"])
-def test_recomputed_activations_change_nothing(conv):
+@pytest.mark.parametrize("conv", ["standard", "gaussian"])
+def test_gradients_in_bfloat16_on_maps_that_are_one_value_wide(conv):
+    """There torch's own gradient of strided filters is garbage, what memory held before, on CPUs."""
+    torch.manual_seed(0)
+    encoder = _Encoder(build_variant(conv), 16, Level(stride=2, outer=1, inner=1))
+    x = torch.randn(2, 16, 5, 1)
+    parameters = dict(encoder.named_parameters())
+    expected = torch.autograd.grad(encoder(x).square().sum(), list(parameters.values()))
+    tolerance = 0.02 * max(value.abs().max().item() for value in expected)
+    for _ in range(20):
+        _garbage = torch.full((1 << 14,), 3e37)
+        del _garbage
+        with torch.autocast("cpu", torch.bfloat16):
+            y = encoder(x)
+        assert y.shape == (2, 16, 3, 1)
+        found = torch.autograd.grad(y.float().square().sum(), list(parameters.values()))
+        for name, gradient, value in zip(parameters, found, expected, strict=True):
+            torch.testing.assert_close(gradient, value, rtol=0, atol=tolerance, msg=name)
+
+
+def test_an_explicit_zero_of_the_padding_changes_no_value():
+    encoder = filled(_Encoder(build_variant("standard"), 4, Level(stride=2, outer=1, inner=1)))
+    x = torch.randn(2, 4, 5, 1)
+    with torch.no_grad():
+        expected = encoder.conv2(F.relu(encoder.norm2(encoder.conv1(F.relu(encoder.norm1(x))))))
+        torch.testing.assert_close(encoder(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("conv", "device"), [("standard", None), ("octave", None), ("standard", "cpu"), ("standard", "cuda")]
+)
+def test_recomputed_activations_change_nothing(conv, device):
+    """With batch norms that are synchronised on devices of a kind, too, which one process need not have."""
     plain = sunet(conv, block_depths=(1, 1, 1, 1))
     again = sunet(conv, block_depths=(1, 1, 1, 1), checkpointing=True)
     again.load_state_dict(plain.state_dict())
+    if device is not None:
+        synchronise(again, torch.device(device))
     x = images(47, 50)
     for _ in range(2):
         for network in (plain, again):
