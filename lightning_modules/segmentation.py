@@ -205,10 +205,13 @@ class SegmentationTask(BaseTask):
         """Does not come where a run is resumed within an epoch."""
         self.train_confusion.reset()
 
-    def on_train_epoch_end(self) -> None:
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+        """Log `train/miou` after an epoch's last batch: callbacks come before the hook at the end of the epoch."""
+        if not self.trainer.is_last_batch and self.global_step != self.trainer.max_steps:
+            return
         ignored, absent = self.hparams["ignore_index"], self.hparams["absent"]
         means, _ = segmentation_measures(self._global_train_confusion().cpu(), ignored, absent)
-        self.log("train/miou", means["miou"].float())
+        self.log("train/miou", means["miou"].float(), on_step=False, on_epoch=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

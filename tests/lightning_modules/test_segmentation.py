@@ -212,6 +212,7 @@ def test_train_miou_is_that_of_the_predictions_of_an_epoch(tmp_path, ignored):
             return logits
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
+            super().on_train_batch_end(outputs, batch, batch_idx)
             if self.current_epoch == 1:
                 known = batch["mask"] != IGNORED
                 confusion.index_put_((batch["mask"][known], self.seen[known]), torch.tensor(1), accumulate=True)
