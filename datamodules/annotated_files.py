@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from datamodules.base import SplitDataset
-from datamodules.class_folders import first_ten
 from datamodules.image_folder import opened_image
 from datamodules.joint_augmentation import JointAugmentation, resize_image, resize_mask
-from datamodules.listing import list_paths
+from datamodules.listing import first_ten, list_paths
 from datamodules.masks import check_same_size
 from datamodules.sampling import Key
 

@@ -1,18 +1,10 @@
 """Labelled images in folders that are named after their classes, found without reading any."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.image_folder import EXTENSIONS, DamagedFileError, find_images
-
-NAMED = 10  # in a message
-
-
-def first_ten(names: Sequence[str]) -> str:
-    """The names for a message: the first ten, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+from datamodules.listing import first_ten
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections import defaultdict
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from datamodules.image_folder import DamagedFileError
 from datamodules.masks import IGNORE_INDEX
-from datamodules.memory_map import CacheError
+from datamodules.memory_map import CacheError, written_whole
 
 VOC_NUMBERS = {
     "airplane": 1,
@@ -138,7 +137,8 @@ def load_object_masks(path: Path, cache_root: Path) -> ObjectMasks:
             arrays = _read_arrays(kept)
             if arrays is None:
                 arrays = encode_objects(path)
-                _write_arrays(kept, arrays)
+                with written_whole(kept) as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
     return ObjectMasks(path, **arrays)
 
 
@@ -242,24 +242,12 @@ def _run_lengths(outlines: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _read_arrays(kept: Path) -> dict[str, NDArray] | None:
-    """What `_write_arrays` wrote; None: it is not there, or damaged (a zip file has checksums)."""
+    """What was kept; None: it is not there, or damaged (a zip file has checksums)."""
     try:
         with kept.open("rb") as file, np.load(file) as arrays:  # opened here, so that damage leaves nothing open
             return {name: arrays[name] for name in ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _write_arrays(kept: Path, arrays: dict[str, NDArray]) -> None:
-    """Whole or not at all. The lock makes the name of the partial file our own."""
-    partial = kept.with_name(f".{kept.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, kept)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 import torch
 
 from datamodules.base import Split
-from datamodules.class_folders import first_ten, list_class_folders, subfolders
+from datamodules.class_folders import list_class_folders, subfolders
 from datamodules.image_folder import DamagedFileError, find_images
+from datamodules.listing import first_ten
 from datamodules.photos import LabelledPhotos, Part, PhotoFiles, packed_names
 
 Layout = Literal["auto", "official", "tiny_imagenet", "class_folders"]

@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.image_folder import find_images
+
+NAMED = 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def list_named(root: Path, files: list[str]) -> Listing:
             f"{root} lacks {len(missing):,} of the {len(files):,} listed images, {missing[0]} first."
         )
     return Listing(root, files, [present[file] for file in files])
+
+
+def first_ten(names: Sequence[str]) -> str:
+    """The names for a message: the first ten, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

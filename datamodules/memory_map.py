@@ -139,7 +139,7 @@ class MemoryMap:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sums: list[int] = []
         damaged: dict[int, str] = {}
-        with _written_whole(self.path) as file:
+        with written_whole(self.path) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
@@ -148,7 +148,7 @@ class MemoryMap:
                 damaged.update(block.damaged)
         record = Record(self.shape, tuple(sums), damaged)
         fields = json.loads(json.dumps(asdict(record)))  # as it will be read: keys are strings there
-        with _written_whole(self._record_path) as file:
+        with written_whole(self._record_path) as file:
             file.write(json.dumps({"record": fields, "checksum": _checksum_of(fields)}).encode())
         if self._intact_record() is None:
             raise CacheError(f"{self.path} does not hold what was written to it: check the disk, or set cache_root.")
@@ -201,8 +201,11 @@ def _checksum_of(fields: dict[str, Any]) -> int:
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that becomes `path` in the end, or leaves nothing. The lock makes its name our own."""
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that becomes `path` in the end, or leaves nothing.
+
+    A lock that the caller holds must make the name of the partial file its own.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.annotated_files import MaskFiles, Photos, check_present
 from datamodules.base import Split
-from datamodules.class_folders import first_ten
+from datamodules.listing import first_ten
 from datamodules.masks import class_values, read_mask
 from datamodules.photo_segmentation import PhotoSegmentationDataModule
 from datamodules.sbd import ARCHIVE, PNG_FOLDER, annotations_in, find_annotations, read_sbd_mask
