@@ -10,6 +10,8 @@ EXTRAS ?= dev,tensorboard
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Up to four processes, of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/.installed-$(notdir $(CONSTRAINTS))-$(EXTRAS)
 
 .DEFAULT_GOAL := help
@@ -24,10 +26,10 @@ demo: $(STAMP) ## train and compare plain and Gaussian networks on scikit-learn'
 	$(BIN)/convsuite reproduce configs/grids/digits.yaml --jobs 2
 
 test: $(STAMP) ## run the tests; those on real data need CONVSUITE_DATA
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP) ## run the tests and the slow ones
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 smoke: $(STAMP) ## run every complete experiment in configs/ for a few real steps
 	$(BIN)/python -m pytest -m smoke
