@@ -46,6 +46,7 @@ bench: $(STAMP) ## time layers, training steps and inference side by side (ten m
 	$(BIN)/python -m benchmarks.octave
 	$(BIN)/python -m benchmarks.tiling
 	$(BIN)/python -m benchmarks.sunet
+	$(BIN)/python -m benchmarks.medical
 
 clean: ## remove caches, build output and run folders (runs/ too); .venv and data sets stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs lightning_logs wandb

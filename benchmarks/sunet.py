@@ -4,7 +4,7 @@
 
 Networks of one output stride take turns with each other, and so do the output strides of a network. A training step is
 a forward pass with the head for segmentation, cross-entropy with 21 classes, the backward pass, and an update by SGD.
-`peak MiB` are the tensors that are alive at once beside weights and images (`benchmarks.memory`).
+`peak MiB` are the tensors that are alive at once beside weights and images (`models.memory`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.bench import PRECISIONS, Bench, Measure, Row, run
-from benchmarks.memory import PeakMemory
-from benchmarks.timing import Step
+from benchmarks.memory import peak_mib
 from models import create_model
 from models.analysis import analyse
 
@@ -69,12 +68,6 @@ class Segmenting:
     def macs(self) -> int:
         """Multiply-adds of an image."""
         return analyse(self.network, (1, 3, SIDE, SIDE)).macs
-
-
-def peak_mib(step: Step) -> int:
-    with PeakMemory() as memory:
-        step()
-    return round(memory.peak / 2**20)
 
 
 def networks_beside_each_other(bench: Bench) -> Iterator[Row]:

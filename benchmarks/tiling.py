@@ -4,7 +4,7 @@
 
 Tiles bound the memory of activations by the tile's size and pay for it with the pixels that they share: `pixels` is how
 many the network sees for each pixel of the image, `ms / whole` what the clock makes of that. `peak MiB` are the tensors
-alive at once beside the weights and the image (`benchmarks.memory`). `difference` is the largest one from the logits of
+alive at once beside the weights and the image (`models.memory`). `difference` is the largest one from the logits of
 the whole image, as a share of the largest of these: with a margin of half the receptive field (the overlap-tile
 strategy) it is rounding.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench import PRECISIONS, Bench, Measure, Row, run
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import peak_mib
 from lightning_modules.inference import Inference
 from models import create_model
 from models.analysis import analyse
@@ -63,16 +63,9 @@ def whole_and_tiles(bench: Bench) -> Iterator[Row]:
                 "ms": timings.median_ms(name),
                 "ms / whole": timings.ratio(name, to="whole image"),
                 "pixels": pixels_seen(step, network) / SIDE**2,
-                "peak MiB": round(peak_memory(step) / 2**20),
+                "peak MiB": peak_mib(step),
                 "difference": f"{(step() - whole).abs().max() / whole.abs().max():.0e}",
             }
-
-
-def peak_memory(step: Callable[[], Tensor]) -> int:
-    """Bytes."""
-    with PeakMemory() as memory:
-        step()
-    return memory.peak
 
 
 def pixels_seen(step: Callable[[], Tensor], network: nn.Module) -> int:

@@ -21,7 +21,7 @@ COMMANDS = {
         "training",
     ),
     "fit_test": ("train, then test the best checkpoint, or the last where nothing is monitored", "training"),
-    "describe": ("parameters, MACs, receptive field and shapes of a configured network", "training"),
+    "describe": ("parameters, MACs, receptive field, shapes and costs of patches of a configured network", "training"),
     "list": ("list models, convs or configs", "listing"),
     "doctor": ("check this installation", "doctor"),
     "reproduce": ("run a grid of experiments, write its table and draw its figures", "reproduce"),

@@ -72,13 +72,19 @@ def dispensable(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def in_style() -> Iterator[None]:
+    """Draw within this block in the suite's style."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+@contextmanager
 def drawing(name: str) -> Iterator[None]:
     """Draw the picture `name` within this block, in the suite's style; it is `dispensable`."""
-    with dispensable(f"picture {name!r}"):
-        import matplotlib.style
-
-        with matplotlib.style.context(["default", _STYLE]):
-            yield
+    with dispensable(f"picture {name!r}"), in_style():
+        yield
 
 
 def save_picture(trainer: Trainer, name: str, picture: Figure | np.ndarray) -> None:

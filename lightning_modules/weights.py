@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_modules.files import CheckpointError, read_checkpoint, read_torch_file
 from lightning_modules.runs import Run
 from models import create_model
-from models.convs import SynthesisedConv2d
+from models.convs import SynthesisedConv
 from models.names import matches
 
 LISTED = 10  # names of a kind in a message
@@ -55,7 +55,7 @@ class StartingPoint:
                 "there: name it in trainable too, or leave freeze_batch_norm out"
             )
         if self.fit and not fitted:
-            synthesised = [name for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv2d)]
+            synthesised = [name for name, layer in network.named_modules() if isinstance(layer, SynthesisedConv)]
             raise ValueError(
                 "fit_replaced fits layers that synthesise their filters and are named by init_skip "
                 f"({list(self.skip)}), but there is none. Layers of the network that do: "
@@ -117,13 +117,13 @@ class StartingPoint:
         if unused := [name for name in skipped if name not in own]:
             yield f"left out: {', '.join(unused)}"
 
-    def _fitted_layers(self, network: nn.Module) -> dict[str, SynthesisedConv2d]:
+    def _fitted_layers(self, network: nn.Module) -> dict[str, SynthesisedConv]:
         if not self.fit:
             return {}
         return {
             name: layer
             for name, layer in network.named_modules()
-            if isinstance(layer, SynthesisedConv2d)
+            if isinstance(layer, SynthesisedConv)
             and all(matches(f"{name}.{key}", self.skip) for key in layer.state_dict() if key != "bias")
         }
 
@@ -203,7 +203,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], skip: Sequen
     network.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
 
 
-def fit_layer(name: str, layer: SynthesisedConv2d, weights: Mapping[str, Tensor], source: str) -> float:
+def fit_layer(name: str, layer: SynthesisedConv, weights: Mapping[str, Tensor], source: str) -> float:
     """Fit `layer` to the filters `<name>.weight` (and bias) of `weights`; the relative residual.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.modes import in_mode
 from models.receptive_field import Ended, FeatureMap, SpatialTracer
 from models.receptive_field.feature_map import AxisMaps
 
@@ -170,20 +171,10 @@ def _run(module: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and everything as it was afterwards.
-
-    Flags are set one by one: `train()` may do more than set them (unfuse a layer, keep frozen layers frozen).
-    """
-    flags = [(child, child.training) for child in module.modules()]
+    """Eval mode, no gradients, and everything as it was afterwards."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    try:
-        for child, _ in flags:
-            child.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for child, training in flags:
-            child.training = training
+    with in_mode(module, training=False), torch.no_grad(), torch.random.fork_rng(devices):
+        yield
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from models.names import matches
 def replace_convs(network: nn.Module, variant: Variant, patterns: str | Sequence[str] = "*") -> nn.Module:
     """Replace, in place, the convolutions of `network` whose dotted names match any of the shell-style `patterns`.
 
-    Only exact `nn.Conv2d` modules with zero padding are candidates: subclasses (such as timm's `Conv2dSame`) compute
-    something else. The variant decides which candidates it takes; the others stay. New layers start from the variant's
-    own initialisation, whatever weights the replaced ones had.
+    Only exact `nn.Conv2d` and `nn.Conv3d` modules with zero padding are candidates: subclasses (such as timm's
+    `Conv2dSame`) compute something else. Each becomes a layer of its own dimensions, whichever the variant has. The
+    variant decides which candidates it takes; the others stay. New layers start from the variant's own initialisation,
+    whatever weights the replaced ones had.
 
     Returns:
         `network` itself.

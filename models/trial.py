@@ -14,9 +14,9 @@ IMAGE_SIDE = 224  # pixels, of a network that does not say which size it takes: 
 
 def example_input(network: nn.Module) -> Tensor:
     """A batch of what `network` takes, by what it says of itself: latents, or images of timm's or another size."""
-    conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     config = getattr(network, "pretrained_cfg", None) or {}
-    _, *sides = config.get("input_size") or (3, IMAGE_SIDE, IMAGE_SIDE)
+    _, *sides = config.get("input_size") or (3, *[IMAGE_SIDE] * (conv.weight.ndim - 2))
     shape: Any = getattr(network, "image_shape", (conv.in_channels, *sides))
     if hasattr(network, "latent_dim"):
         shape = (network.latent_dim,)

@@ -34,6 +34,7 @@ from lightning_modules.callbacks.results import Results, show_results
 from lightning_modules.callbacks.run_folder import RunFolder
 from lightning_modules.checkpoint_io import AtomicCheckpointIO
 from lightning_modules.cli import COMMANDS
+from lightning_modules.commands import describe
 from lightning_modules.commands.config_files import find_config
 from lightning_modules.commands.parser import CommandParser, own_error
 from lightning_modules.commands.quiet import quiet
@@ -121,6 +122,8 @@ class ConvsuiteCLI(LightningCLI):
             "best, where there is none last, and without any the weights of init_from or pretrained). "
             "fit: a checkpoint to start a new run from.",
         )
+        if self.command == "describe":
+            describe.add_arguments(parser)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -217,12 +220,11 @@ class ConvsuiteCLI(LightningCLI):
         self.test()
 
     def describe(self) -> None:
-        from lightning_modules.commands.describe import describe
-
         size = self.datamodule.image_size
         sides = (size, size) if isinstance(size, int) else tuple(size)
+        extras = describe.Extras.of(self.config)
         for network, input_size in self.model.networks((1, self.datamodule.in_channels, *sides)):
-            describe(network, input_size)
+            describe.describe(network, input_size, extras=extras)
 
     def _find_trained(self) -> tuple[Run, str | None]:
         """The run folder of these settings, and where training starts: its last checkpoint, if it has one."""
@@ -302,7 +304,8 @@ class ConvsuiteCLI(LightningCLI):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         callbacks += [callback for callback in default_callbacks(self.model) if not _has(given, type(callback))]
         if self.command == "predict":
-            callbacks += [callback for callback in prediction_callbacks(self.model) if not _has(given, type(callback))]
+            writers = prediction_callbacks(self.model, self.datamodule)
+            callbacks += [callback for callback in writers if not _has(given, type(callback))]
         callbacks.append(Results())
         if self.config_init.trainer.enable_checkpointing is False:
             return callbacks

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.convs.dimensions import PerAxis
 from models.convs.registry import register_conv
 from models.convs.synthesised import SynthesisedConv2d
-from models.convs.variant import IntOrPair, SpatialVariant
+from models.convs.variant import SpatialVariant
 from models.names import check_name
 
 Geometry = Literal["sigma", "mu"]
@@ -46,10 +47,10 @@ class DAUConv2d(SynthesisedConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: PerAxis,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -142,6 +143,6 @@ class DAUConv2d(SynthesisedConv2d):
 
 @register_conv("dau")
 class DAUVariant(SpatialVariant):
-    """Displaced aggregation units wherever a kernel is odd and larger than 1."""
+    """Displaced aggregation units, of images, wherever a kernel is odd and larger than 1."""
 
     layer = DAUConv2d

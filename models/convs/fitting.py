@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.convs.dau import DAUConv2d
-from models.convs.gaussian import GaussianDerivativeConv2d
-from models.convs.synthesised import SynthesisedConv2d
+from models.convs.gaussian import GaussianDerivativeConv2d, GaussianDerivativeConv3d
+from models.convs.synthesised import SynthesisedConv
 
 MAX_STEPS = 200  # of L-BFGS
 
@@ -22,7 +22,7 @@ ANCHOR = 0.01  # on the mean squared change of the geometry
 TINY = torch.finfo(torch.float64).tiny
 
 
-def fit_filters(layer: SynthesisedConv2d, weight: Tensor, bias: Tensor | None = None) -> float:
+def fit_filters(layer: SynthesisedConv, weight: Tensor, bias: Tensor | None = None) -> float:
     r"""Give `layer` the parameters whose filters come closest to `weight`, in place, and its bias.
 
     Filters are linear in the coefficients c and not in the geometry g (of the separated Gaussian form, beta counts as
@@ -36,8 +36,8 @@ def fit_filters(layer: SynthesisedConv2d, weight: Tensor, bias: Tensor | None = 
 
     Args:
         layer: A Gaussian derivative layer (RFNN too) or displaced aggregation units.
-        weight: (out_channels, in_channels // groups, h, w). Filters of another size than the layer's are compared about
-            their centre: zeros around smaller ones; what a larger one has outside of the layer's kernel is lost.
+        weight: (out_channels, in_channels // groups, *size). Filters of another size than the layer's are compared
+            about their centre: zeros around smaller ones; what a larger one has outside of the layer's kernel is lost.
         bias: (out_channels,), copied; None for zeros.
 
     Returns:
@@ -62,23 +62,26 @@ def fit_filters(layer: SynthesisedConv2d, weight: Tensor, bias: Tensor | None = 
     return float((after.square() + cut_off).sqrt() / weight.norm().clamp_min(TINY))
 
 
-def _centred(layer: SynthesisedConv2d, weight: Tensor) -> Tensor:
+def _centred(layer: SynthesisedConv, weight: Tensor) -> Tensor:
     """`weight`, cut or filled up with zeros to the layer's kernel size."""
     channels = (layer.out_channels, layer.in_channels // layer.groups)
-    if tuple(weight.shape[:2]) != channels or weight.dim() != 4:
+    if tuple(weight.shape[:2]) != channels or weight.ndim != 2 + layer.dimensions:
         raise ValueError(
-            f"filters (output channels, input channels of a group, height, width) of {tuple(weight.shape)} cannot be "
-            f"fitted by a layer of {channels} channels"
+            f"filters (output channels, input channels of a group, {'depth, ' * (layer.dimensions - 2)}height, width) "
+            f"of {tuple(weight.shape)} cannot be fitted by a layer of {channels} channels"
         )
-    (height, width), (rows, columns) = layer.kernel_size, weight.shape[2:]
-    if (height - rows) % 2 or (width - columns) % 2:
-        raise ValueError(f"filters of {rows}x{columns} have no pixel in their centre, those of {height}x{width} have")
-    above, left = (height - rows) // 2, (width - columns) // 2
-    return F.pad(weight, (left, left, above, above))
+    given = tuple(weight.shape[2:])
+    missing = [size - side for size, side in zip(layer.kernel_size, given, strict=True)]
+    if any(pixels % 2 for pixels in missing):
+        raise ValueError(
+            f"filters of {'x'.join(map(str, given))} have no pixel in their centre, those of "
+            f"{'x'.join(map(str, layer.kernel_size))} have"
+        )
+    return F.pad(weight, [pixels // 2 for pixels in reversed(missing) for _ in range(2)])
 
 
 @torch.no_grad()
-def _take_bias(layer: SynthesisedConv2d, bias: Tensor | None) -> None:
+def _take_bias(layer: SynthesisedConv, bias: Tensor | None) -> None:
     if layer.bias is None:
         if bias is not None:
             raise ValueError("the filters come with a bias, which the layer that is to replace them does not have")
@@ -90,13 +93,13 @@ def _take_bias(layer: SynthesisedConv2d, bias: Tensor | None) -> None:
 
 
 @torch.no_grad()
-def _distance(layer: SynthesisedConv2d, target: Tensor) -> Tensor:
+def _distance(layer: SynthesisedConv, target: Tensor) -> Tensor:
     return (layer.dense_weight().to("cpu", torch.float64) - target).norm()
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _fitted(layer: SynthesisedConv2d, target: Tensor) -> SynthesisedConv2d:
+def _fitted(layer: SynthesisedConv, target: Tensor) -> SynthesisedConv:
     """A copy of `layer` in float64 with fitted parameters."""
     twin = copy.deepcopy(layer).to("cpu", torch.float64).requires_grad_()
     coefficients = _coefficients(twin)
@@ -130,7 +133,7 @@ def _fitted(layer: SynthesisedConv2d, target: Tensor) -> SynthesisedConv2d:
     return twin
 
 
-def _solve(layer: SynthesisedConv2d, target: Tensor) -> tuple[Tensor, Tensor]:
+def _solve(layer: SynthesisedConv, target: Tensor) -> tuple[Tensor, Tensor]:
     """The best coefficients (blocks, columns, terms) at the present geometry, and the ridge objective with them.
 
     The gradient of the objective is that of the minimum over the coefficients: they count as constants, since at the
@@ -153,19 +156,17 @@ def _solve(layer: SynthesisedConv2d, target: Tensor) -> tuple[Tensor, Tensor]:
 # blocks of columns; within a block filters (or rows of filters) are sums of the same kernels.
 
 
-def _coefficients(layer: SynthesisedConv2d) -> nn.Parameter:
+def _coefficients(layer: SynthesisedConv) -> nn.Parameter:
     """The parameter that the filters are linear in."""
     match layer:
         case DAUConv2d():
             return layer.w
-        case GaussianDerivativeConv2d(separated=True):
-            return layer.lambda_
-        case GaussianDerivativeConv2d():
-            return layer.omega
+        case GaussianDerivativeConv2d() | GaussianDerivativeConv3d():
+            return layer.lambda_ if layer.separated else layer.omega
     raise ValueError(f"models/convs/fitting.py does not know how filters depend on the parameters of {type(layer)}")
 
 
-def _terms_last(layer: SynthesisedConv2d) -> Tensor:
+def _terms_last(layer: SynthesisedConv) -> Tensor:
     """A view of that parameter: outputs, inputs where it has them, terms."""
     coefficients = _coefficients(layer)
     if isinstance(layer, DAUConv2d):
@@ -173,7 +174,7 @@ def _terms_last(layer: SynthesisedConv2d) -> Tensor:
     return coefficients.movedim(1, -1)
 
 
-def _kernels(layer: SynthesisedConv2d) -> Tensor:
+def _kernels(layer: SynthesisedConv) -> Tensor:
     """What the coefficients multiply, (blocks, terms, values).
 
     A block is a filter of DAU, with its own units; a basis of the standard Gaussian form; of the separated form outputs
@@ -182,8 +183,8 @@ def _kernels(layer: SynthesisedConv2d) -> Tensor:
     if isinstance(layer, DAUConv2d):
         along_width, along_height = layer._profiles()
         return torch.einsum("uhoi,uwoi->oiuhw", along_height, along_width).flatten(0, 1).flatten(2)
-    assert isinstance(layer, GaussianDerivativeConv2d)
-    kernels = layer.kernels().flatten(2)  # (B, N, kH * kW)
+    assert isinstance(layer, GaussianDerivativeConv2d | GaussianDerivativeConv3d)
+    kernels = layer.kernels().flatten(2)  # (B, N, pixels)
     if not layer.separated:
         return kernels
     kernels = kernels.repeat_interleave(len(layer.beta) // layer.num_bases, 0)

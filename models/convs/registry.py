@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from models.convs.variant import IntOrPair, Variant
+from models.convs.dimensions import PerAxis
+from models.convs.variant import Variant
 from models.names import check_name
 
 ConvSpec = str | Mapping[str, Any] | Variant
@@ -30,9 +31,9 @@ def register_conv(name: str) -> Callable[[_VariantClass], _VariantClass]:
     return register
 
 
-def list_convs() -> list[str]:
-    """Sorted names of the convolution variants."""
-    return sorted(_VARIANTS)
+def list_convs(dimensions: int = 2) -> list[str]:
+    """Sorted names of the convolution variants that have layers of so many dimensions: 2, images, or 3, volumes."""
+    return sorted(name for name, variant in _VARIANTS.items() if dimensions == 2 or variant.layer_3d is not None)
 
 
 def build_variant(spec: ConvSpec) -> Variant:
@@ -57,27 +58,35 @@ def create_conv(
     name: str,
     in_channels: int,
     out_channels: int,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    kernel_size: PerAxis,
+    stride: PerAxis = 1,
+    padding: PerAxis = 0,
+    dilation: PerAxis = 1,
     groups: int = 1,
     bias: bool = True,
+    *,
+    dimensions: int = 2,
     **options: Any,
 ) -> nn.Module:
     """One layer of the variant `name`: (N, in_channels, H, W) to (N, out_channels, H', W'), sizes as in `nn.Conv2d`.
 
+    With `dimensions` 3 it takes and gives volumes, (N, C, D, H, W), sizes as in `nn.Conv3d`.
+
     Raises:
         UnknownNameError: An unknown variant or option.
-        ValueError: A shape or option that the variant cannot have.
+        ValueError: A shape or option that the variant cannot have, or a variant without a 3-D form.
     """
-    return build_variant({"name": name, **options}).create(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=bias,
+    return (
+        build_variant({"name": name, **options})
+        .in_dimensions(dimensions)
+        .create(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
     )

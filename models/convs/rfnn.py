@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.convs.dimensions import PerAxis
 from models.convs.gaussian import MIN_SIGMA, GaussianDerivativeConv2d
 from models.convs.registry import register_conv
-from models.convs.variant import IntOrPair, Position, SpatialVariant
+from models.convs.variant import Position, SpatialVariant
 
 
 class RFNNConv2d(GaussianDerivativeConv2d):
@@ -21,10 +22,10 @@ class RFNNConv2d(GaussianDerivativeConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: PerAxis,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -52,7 +53,7 @@ class RFNNConv2d(GaussianDerivativeConv2d):
 
 @register_conv("rfnn")
 class RFNNVariant(SpatialVariant):
-    """RFNN layers; `entry_sigma` is the scale of the layer that takes the image (1.5 and 1 elsewhere, as on MNIST)."""
+    """RFNN layers, of images; `entry_sigma` is the scale of the first layer (1.5 and 1 elsewhere, as on MNIST)."""
 
     layer = RFNNConv2d
 

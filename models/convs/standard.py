@@ -1,4 +1,4 @@
-"""`standard`: free-form convolutions, `nn.Conv2d` itself."""
+"""`standard`: free-form convolutions, `nn.Conv2d` and `nn.Conv3d` themselves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class StandardVariant(SpatialVariant):
     """Free-form filters; `kernel_size` is its only option."""
 
     layer = nn.Conv2d
+    layer_3d = nn.Conv3d
 
     @classmethod
     def option_names(cls) -> set[str]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.convs.variant import IntOrPair, pair, shape_repr
+from models.convs.dimensions import CONVOLVE, PerAxis, per_axis
+from models.convs.variant import shape_repr
 
 
-class SynthesisedConv2d(nn.Module, ABC):
+class SynthesisedConv(nn.Module, ABC):
     """A convolution whose dense weight is a function of its parameters.
 
-    Maps (N, in_channels, H, W) to (N, out_channels, H', W'), sizes as in `nn.Conv2d`, whose attributes it carries.
-    The weight is computed in float32 at least, also under autocast.
+    Maps (N, in_channels, *spatial axes) to (N, out_channels, *spatial axes), sizes as in `nn.Conv2d` or `nn.Conv3d`,
+    whose attributes it carries. The weight is computed in float32 at least, also under autocast.
 
     Raises:
         ValueError: Even or non-positive kernel size (the filters are centred on a pixel), channels that the groups do
             not divide.
     """
+
+    dimensions: ClassVar[int]
+    """Of space: 2 for images, 3 for volumes."""
 
     fused_weight: Tensor | None
 
@@ -29,15 +32,15 @@ class SynthesisedConv2d(nn.Module, ABC):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: PerAxis,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        size = pair(kernel_size)
+        size = per_axis(kernel_size, self.dimensions)
         if any(k < 1 or k % 2 == 0 for k in size):
             raise ValueError(
                 f"{type(self).__name__} needs an odd kernel_size, since its filters are centred on a pixel; "
@@ -49,16 +52,16 @@ class SynthesisedConv2d(nn.Module, ABC):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = size
-        self.stride = pair(stride)
-        self.padding = pair(padding)
-        self.dilation = pair(dilation)
+        self.stride = per_axis(stride, self.dimensions)
+        self.padding = per_axis(padding, self.dimensions)
+        self.dilation = per_axis(dilation, self.dimensions)
         self.groups = groups
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("fused_weight", None, persistent=False)
 
     @abstractmethod
     def dense_weight(self) -> Tensor:
-        """The filters, (out_channels, in_channels // groups, kH, kW): `conv2d(x, dense_weight(), bias) == layer(x)`."""
+        """The filters, (out_channels, in_channels // groups, *kernel_size), which `convolve` takes."""
 
     @abstractmethod
     def geometry_parameters(self) -> list[nn.Parameter]:
@@ -69,11 +72,11 @@ class SynthesisedConv2d(nn.Module, ABC):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve `x` with a dense weight, with this layer's bias, stride, padding, dilation and groups."""
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return CONVOLVE[self.dimensions](x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Keep the dense weight, so that inference costs what an `nn.Conv2d` costs. `train()` undoes it.
+        """Keep the dense weight, so that inference costs what a plain convolution costs. `train()` undoes it.
 
         The state dict stays that of the parameters: it loads into fused and unfused layers alike.
 
@@ -90,7 +93,7 @@ class SynthesisedConv2d(nn.Module, ABC):
         """Compute the weight from the parameters again."""
         self.fused_weight = None
 
-    def train(self, mode: bool = True) -> SynthesisedConv2d:
+    def train(self, mode: bool = True) -> SynthesisedConv:
         if mode:
             self.unfuse()
         return super().train(mode)
@@ -104,7 +107,19 @@ class SynthesisedConv2d(nn.Module, ABC):
         return shape_repr(self)
 
 
+class SynthesisedConv2d(SynthesisedConv):
+    """A synthesised convolution of images."""
+
+    dimensions = 2
+
+
+class SynthesisedConv3d(SynthesisedConv):
+    """A synthesised convolution of volumes."""
+
+    dimensions = 3
+
+
 def geometry_parameters(module: nn.Module) -> list[nn.Parameter]:
     """All geometry parameters in `module`: they want their own learning rate, and no weight decay pulls at them."""
-    layers = (layer for layer in module.modules() if isinstance(layer, SynthesisedConv2d))
+    layers = (layer for layer in module.modules() if isinstance(layer, SynthesisedConv))
     return [parameter for layer in layers for parameter in layer.geometry_parameters()]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 from torch import nn
 
+from models.convs.dimensions import (
+    BATCH_NORMS,
+    CONVS,
+    INSTANCE_NORMS,
+    TRANSPOSED_CONVS,
+    PerAxis,
+    PlainConv,
+    check_dimensions,
+    per_axis,
+)
 from models.names import check_name, option_names
 
 Position = Literal["entry", "inner", "exit"]
 """Where a convolution stands: it takes the image in, works on features, or gives a plain tensor out."""
 
-IntOrPair = int | tuple[int, int]
 LAYER_ARGUMENTS = frozenset(
     {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias"}
 )
@@ -28,53 +38,50 @@ def group_count(channels: int, at_most: int = MAX_GROUPS) -> int:
     return max((groups for groups in range(1, min(at_most, channels // 2) + 1) if channels % groups == 0), default=1)
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "group": lambda num_features: nn.GroupNorm(group_count(num_features), num_features),
-    "instance": lambda num_features: nn.InstanceNorm2d(num_features, affine=True),
-    "none": lambda num_features: nn.Identity(),
+_NORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "batch": lambda num_features, dimensions: BATCH_NORMS[dimensions](num_features),
+    "group": lambda num_features, _: nn.GroupNorm(group_count(num_features), num_features),
+    "instance": lambda num_features, dimensions: INSTANCE_NORMS[dimensions](num_features, affine=True),
+    "none": lambda *_: nn.Identity(),
 }
 
 
-def build_norm(kind: str, num_features: int) -> nn.Module:
+def build_norm(kind: str, num_features: int, dimensions: int = 2) -> nn.Module:
     """A norm by name: "batch", "group" (see `group_count`), "instance" (with a gain and a shift) or "none".
+
+    `dimensions` are those of the maps that it normalises: 2 of images, 3 of volumes.
 
     Raises:
         UnknownNameError: There is no such norm.
+        ValueError: Other dimensions.
     """
     check_name("norm", kind, _NORMS)
-    return _NORMS[kind](num_features)
+    check_dimensions(dimensions)
+    return _NORMS[kind](num_features, dimensions)
 
 
-def pair(value: IntOrPair | Sequence[int]) -> tuple[int, int]:
-    """(value, value) for an int; a sequence of two as a tuple.
-
-    Raises:
-        ValueError: Anything else, such as nn.Conv2d's padding="same".
-    """
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, str) or len(value) != 2:
-        raise ValueError(f"expected a whole number or two of them, got {value!r}")
-    first, second = value
-    return int(first), int(second)
+def is_plain_conv(module: nn.Module) -> TypeGuard[PlainConv]:
+    """Whether a module computes what `nn.Conv2d` or `nn.Conv3d` does; subclasses, as timm's `Conv2dSame`, do not."""
+    return type(module) in CONVS.values() and getattr(module, "padding_mode", None) == "zeros"
 
 
-def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a module computes what `nn.Conv2d` does: subclasses, such as timm's `Conv2dSame`, do something else."""
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros"
+def dimensions_of(conv: PlainConv) -> int:
+    """How many spatial dimensions a convolution has."""
+    return conv.weight.ndim - 2
 
 
-def geometry_of(conv: nn.Conv2d) -> dict[str, Any]:
-    """All of an `nn.Conv2d`'s arguments but its channels, with its padding in pixels."""
-    size, dilation = pair(conv.kernel_size), pair(conv.dilation)
+def geometry_of(conv: PlainConv) -> dict[str, Any]:
+    """All arguments of a plain convolution but its channels, with its padding in pixels."""
+    size, stride, dilation = (
+        per_axis(value, dimensions_of(conv)) for value in (conv.kernel_size, conv.stride, conv.dilation)
+    )
     if conv.padding == "same":
-        padding = dilation[0] * (size[0] - 1) // 2, dilation[1] * (size[1] - 1) // 2
+        padding = tuple(d * (k - 1) // 2 for k, d in zip(size, dilation, strict=True))
     else:
-        padding = (0, 0) if isinstance(conv.padding, str) else pair(conv.padding)
+        padding = per_axis(0 if isinstance(conv.padding, str) else conv.padding, dimensions_of(conv))
     return {
         "kernel_size": size,
-        "stride": pair(conv.stride),
+        "stride": stride,
         "padding": padding,
         "dilation": dilation,
         "groups": conv.groups,
@@ -85,9 +92,9 @@ def geometry_of(conv: nn.Conv2d) -> dict[str, Any]:
 def shape_repr(layer: Any) -> str:
     """What a convolution's `extra_repr` says of its shape, as `nn.Conv2d` does."""
     parts = [f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}, stride={layer.stride}"]
-    if layer.padding != (0, 0):
+    if any(layer.padding):
         parts.append(f"padding={layer.padding}")
-    if layer.dilation != (1, 1):
+    if max(layer.dilation) > 1:
         parts.append(f"dilation={layer.dilation}")
     if layer.groups != 1:
         parts.append(f"groups={layer.groups}")
@@ -105,11 +112,16 @@ class Variant(ABC):
 
     Attributes:
         name: The name in the registry, set by `register_conv`.
-        spec: The name and the options that were given, as plain data: `build_variant(variant.spec)` makes an equal one.
+        spec: The name and the options that were given, as plain data: `build_variant(variant.spec)` makes an equal one,
+            for images; the dimensions are the network's to say.
+        dimensions: Spatial dimensions of the layers: 2, of images (N, C, H, W), until `in_dimensions` says 3.
+        layer, layer_3d: The layers' classes; `layer_3d` is None where the variant is for images only.
     """
 
     name: ClassVar[str]
     layer: ClassVar[Callable[..., nn.Module]]
+    layer_3d: ClassVar[Callable[..., nn.Module] | None] = None
+    dimensions: int = 2
 
     def __init__(self, *, kernel_size: int | None = None, **options: Any) -> None:
         if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
@@ -133,17 +145,36 @@ class Variant(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec})"
 
+    def in_dimensions(self, dimensions: int) -> Self:
+        """This variant for images (2) or for volumes (3): all its layers and norms have that many dimensions.
+
+        Raises:
+            ValueError: Other dimensions, or a variant that has no 3-D form.
+        """
+        check_dimensions(dimensions)
+        if dimensions == 3 and self.layer_3d is None:
+            from models.convs.registry import list_convs  # which is built upon this module
+
+            raise ValueError(
+                f"conv {self.name!r} is for images and has no 3-D form; those that have one are "
+                f"{', '.join(list_convs(dimensions=3))}"
+            )
+        variant = copy.copy(self)
+        variant.dimensions = dimensions
+        return variant
+
     def create(
         self,
-        in_channels: int,
+        in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
         position: Position = "inner",
         **geometry: Any,
     ) -> nn.Module:
         """This variant's layer, of exactly this shape; `geometry` is stride, padding, dilation, groups and bias."""
-        return self.layer(in_channels, out_channels, kernel_size, **geometry, **self.layer_options(position))
+        layer = self.layer if self.layer_3d is None or self.dimensions == 2 else self.layer_3d
+        return layer(in_channels, out_channels, kernel_size, **geometry, **self.layer_options(position))
 
     def layer_options(self, position: Position) -> dict[str, Any]:
         """Options handed to the layer at `position`."""
@@ -154,11 +185,11 @@ class Variant(ABC):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
@@ -170,12 +201,12 @@ class Variant(ABC):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        output_padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        output_padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
@@ -186,10 +217,10 @@ class Variant(ABC):
         self, num_features: int | tuple[int, ...], kind: str = "batch", *, position: Position = "inner"
     ) -> nn.Module:
         """The norm that follows the convolution, or the `torch.cat` of these parts, at `position`; see `build_norm`."""
-        return build_norm(kind, num_features if isinstance(num_features, int) else sum(num_features))
+        return build_norm(kind, _total(num_features), self.dimensions)
 
-    def put_into(self, network: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
-        """Replace these plain convolutions of `network`, by name, in place.
+    def put_into(self, network: nn.Module, convs: Mapping[str, PlainConv]) -> None:
+        """Replace these plain convolutions of `network`, by name, in place, whichever dimensions each has.
 
         Raises:
             ValueError: The variant cannot take one of them; the layer is named.
@@ -198,29 +229,40 @@ class Variant(ABC):
         for name, conv in convs.items():
             position: Position = "entry" if name == first else "inner"
             try:
-                new = self.conv(conv.in_channels, conv.out_channels, **geometry_of(conv), position=position)
+                variant = self.in_dimensions(dimensions_of(conv))
+                new = variant.conv(conv.in_channels, conv.out_channels, **geometry_of(conv), position=position)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from error
-            if not isinstance(new, nn.Conv2d) or new.kernel_size != conv.kernel_size:
+            if not is_plain_conv(new) or new.kernel_size != conv.kernel_size:
                 network.set_submodule(name, new)
 
     def resized(
-        self, kernel_size: IntOrPair, padding: IntOrPair, dilation: IntOrPair
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        self, kernel_size: PerAxis, padding: PerAxis, dilation: PerAxis
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Kernel size and padding with the spec's `kernel_size` in place of odd sizes above 1; output sizes stay."""
-        size, pad, dilate = pair(kernel_size), pair(padding), pair(dilation)
+        size, pad, dilate = (per_axis(value, self.dimensions) for value in (kernel_size, padding, dilation))
         if self.kernel_size is None or max(size) == 1 or any(k % 2 == 0 for k in size):
             return size, pad
-        pad = (
-            pad[0] + dilate[0] * (self.kernel_size - size[0]) // 2,
-            pad[1] + dilate[1] * (self.kernel_size - size[1]) // 2,
-        )
+        pad = tuple(p + d * (self.kernel_size - k) // 2 for p, d, k in zip(pad, dilate, size, strict=True))
         if min(pad) < 0:
             raise ValueError(
                 f"kernel_size {self.kernel_size} in place of {kernel_size} with padding {padding} would need a "
                 "negative padding to keep the output's size"
             )
-        return pair(self.kernel_size), pad
+        return per_axis(self.kernel_size, self.dimensions), pad
+
+    def plain_conv(self, in_channels: int | tuple[int, ...], *geometry: Any) -> nn.Module:
+        """The plain convolution of this variant's dimensions, arguments in `nn.Conv2d`'s order."""
+        return CONVS[self.dimensions](_total(in_channels), *geometry)
+
+    def plain_conv_transpose(self, in_channels: int | tuple[int, ...], *geometry: Any) -> nn.Module:
+        """The plain transposed convolution of these dimensions, arguments in `nn.ConvTranspose2d`'s order."""
+        return TRANSPOSED_CONVS[self.dimensions](_total(in_channels), *geometry)
+
+
+def _total(channels: int | tuple[int, ...]) -> int:
+    """Channels of a concatenation of these parts."""
+    return channels if isinstance(channels, int) else sum(channels)
 
 
 class SpatialVariant(Variant):
@@ -233,26 +275,25 @@ class SpatialVariant(Variant):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
     ) -> nn.Module:
-        channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
-        (size, pad), dilate = self.resized(kernel_size, padding, dilation), pair(dilation)
+        size, pad = self.resized(kernel_size, padding, dilation)
         if max(size) == 1 or any(k % 2 == 0 for k in size):
-            return nn.Conv2d(channels, out_channels, size, stride, pad, dilate, groups, bias)
+            return self.plain_conv(in_channels, out_channels, size, stride, pad, dilation, groups, bias)
         return self.create(
-            channels,
+            _total(in_channels),
             out_channels,
             size,
             stride=stride,
             padding=pad,
-            dilation=dilate,
+            dilation=dilation,
             groups=groups,
             bias=bias,
             position=position,
@@ -262,17 +303,16 @@ class SpatialVariant(Variant):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        output_padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        output_padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
     ) -> nn.Module:
-        channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
-        return nn.ConvTranspose2d(
-            channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
+        return self.plain_conv_transpose(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
         )

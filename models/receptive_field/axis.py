@@ -29,6 +29,11 @@ class Window:
     period: int = 1
     advance: int = 1
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether each index reads itself alone, as in a 1x1 convolution."""
+        return self.period == self.advance == 1 and [*self.taps(0)] == [0]
+
 
 @dataclass(frozen=True)
 class AxisMap:

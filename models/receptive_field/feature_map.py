@@ -161,6 +161,8 @@ def _merge_dims(dims: Sequence[Dim], size: int) -> Dim:
 def _slide(dim: Dim, window: Window, size: int) -> Dim:
     if not is_spatial(dim):
         return plain(size)
+    if window.is_identity and size == size_of(dim):
+        return dim
     factors = [factor for factor in dim if factor.size > 1 or factor.reads is not None]
     if len(factors) > 1:
         raise SpatialPartEnds

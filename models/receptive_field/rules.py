@@ -176,6 +176,7 @@ def _average_pool(call: Call) -> FeatureMap:
     pooled = _pool(call)
     kernel = _kernel(call)
     covers = source.shape[-len(kernel) :] == tuple(kernel) and pooled.shape[-len(kernel) :] == (1,) * len(kernel)
+    covers &= not any(is_spatial(dim) for dim in source.dims[: -len(kernel)])  # as where planes of a volume are pooled
     return replace(pooled, before_pooling=source.last_maps) if covers else pooled
 
 

@@ -70,7 +70,8 @@ class SpatialTracer(TorchDispatchMode):
         kwargs = kwargs or {}
         # Before the call, which may write in place.
         notes = [note for note in map(self.note, _tensors((args, kwargs))) if note is not None]
-        if not notes:
+        # What a fake tensor is asked about itself (`prim.device`) is no operation.
+        if not notes or func.namespace == "prim":
             return func(*args, **kwargs)
         rule = find_rule(func)
         if rule is None:

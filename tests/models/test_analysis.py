@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.analysis import analyse, latency
+from models.convs import build_variant
 
 
 def on_meta(builder, *args, **kwargs):
@@ -191,6 +192,23 @@ def test_volumes():
     analysis = analyse(network, (1, 1, 16, 16, 16))
     assert analysis.receptive_field == (2 + 4, 4 + 4, 4 + 4)
     assert analysis.output_stride == 2
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (7, 9, 6)])
+def test_octave_volumes(size):
+    variant = build_variant("octave").in_dimensions(3)
+    network = nn.Sequential(
+        variant.conv(1, 4, 3, padding=1, position="entry"), variant.conv(4, 2, 3, padding=1, position="exit")
+    )
+    analysis = analyse(network, (1, 1, *size))
+    # A low value sees 3 low ones after the first convolution and 5 after the second, each of two voxels.
+    assert analysis.receptive_field == (10, 10, 10)
+    assert (analysis.output_stride, analysis.ended_by) == (1, "output")
+    high, low = math.prod(size), math.prod((side + 1) // 2 for side in size)
+    entry, last = analysis.layers
+    assert entry.output_shapes == ((1, 2, *size), (1, 2, *((side + 1) // 2 for side in size)))
+    assert entry.macs == 27 * 2 * (high + low)
+    assert last.macs == 27 * 4 * (high + low)
 
 
 class Synthesised(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models.convs import build_variant
 from models.receptive_field import Ended, FeatureMap, SpatialTracer
 
 MARGIN = 40  # rows this near to a border may see it
@@ -204,6 +205,69 @@ def test_encoder_decoder_is_the_same_at_any_size(mode, rows):
     network = Pyramid(mode).double()
     usual, odd = (trace(network, torch.zeros(1, 4, size, 1).double()) for size in (144, rows))
     assert odd.axis_maps[0] == usual.axis_maps[0]
+
+
+def octave_network(conv):
+    """Pairs that exchange, are halved by a stride and by pooling, doubled by both upsamplings, and end as a tensor."""
+    return nn.Sequential(
+        conv.conv(4, 4, 3, padding=1, position="entry"),
+        conv.norm(4, "group"),
+        nn.ReLU(),
+        conv.conv(4, 4, 3, stride=2, padding=1),
+        {2: nn.MaxPool2d, 3: nn.MaxPool3d}[conv.dimensions](2),
+        conv.conv(4, 4, 3, padding=1),
+        nn.Upsample(scale_factor=2),
+        conv.conv_transpose(4, 4, 4, stride=2, padding=1),
+        conv.conv(4, 4, 1, position="exit"),
+    )
+
+
+FACTORISED = {"name": "gaussian", "separated": True, "order": 0}
+OF_VARIANTS = {
+    "octave": ("octave", octave_network),
+    "octave, low alone": ({"name": "octave", "alpha": 1.0}, octave_network),
+    "convolution": ("standard", lambda conv: conv.conv(4, 4, 5, stride=2, padding=2, dilation=3)),
+    "gaussian": ("gaussian", lambda conv: conv.conv(4, 4, 5, padding=2)),
+    "gaussian, factorised": (FACTORISED, lambda conv: conv.conv(4, 64, 5, padding=2)),
+    "depthwise separable": ("depthwise_separable", lambda conv: conv.conv(4, 4, 3)),
+    "transposed k2s2": ("standard", lambda conv: conv.conv_transpose(4, 4, 2, stride=2)),
+    "transposed k3s2": ("standard", lambda conv: conv.conv_transpose(4, 4, 3, stride=2, padding=1, output_padding=1)),
+    "nearest": ("standard", lambda conv: nn.Sequential(nn.Upsample(scale_factor=3), conv.conv(4, 4, 3))),
+    "linear": (
+        "standard",
+        lambda conv: nn.Upsample(scale_factor=2, mode={2: "bilinear", 3: "trilinear"}[conv.dimensions]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_VARIANTS)
+def test_volumes_are_seen_as_images_are(name):
+    spec, make = OF_VARIANTS[name]
+    conv = build_variant(spec)
+    of_images = trace(make(conv), torch.zeros(1, 4, 16, 16)).axis_maps
+    of_volumes = trace(make(conv.in_dimensions(3)), torch.zeros(1, 4, 16, 16, 16)).axis_maps
+    assert of_images[0] == of_images[1]
+    assert of_volumes == (of_images[0],) * 3
+
+
+def test_octave_volumes_to_the_voxel():
+    """Each output's interval along each axis, by gradients."""
+    variant = build_variant("octave").in_dimensions(3)
+    network = nn.Sequential(
+        variant.conv(1, 2, 3, padding=1, position="entry"),
+        variant.conv(2, 2, 3, padding=1),
+        variant.conv(2, 1, 1, position="exit"),
+    ).double()
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    x = torch.rand(1, 1, 18, 20, 22, dtype=torch.double, requires_grad=True)
+    output = network(x)
+    maps = trace(network, x.detach()).axis_maps
+    for voxel in ((8, 9, 10), (9, 10, 11), (8, 10, 11)):
+        (gradient,) = torch.autograd.grad(output[0, 0][voxel], x, retain_graph=True)
+        seen = gradient[0, 0].nonzero()
+        found = [*zip(seen.amin(0).tolist(), seen.amax(0).tolist(), strict=True)]
+        assert found == [maps[axis][index] for axis, index in enumerate(voxel)]
 
 
 def gate(x):

@@ -1,4 +1,4 @@
-"""U-Net: published parameters, any image size, valid convolutions against an independent reading, every variant."""
+"""U-Net: published parameters, any image size, unpadded convolutions by an independent reading, every variant."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from models import create_model
 from models.analysis import analyse
 from models.convs import GaussianDerivativeConv2d, OctaveConv2d, OctaveConvTranspose2d, list_convs
+from models.patch_sizes import input_side
+from tests.helpers.networks import trained
 
 SMALL = {"in_channels": 3, "num_classes": 4, "widths": (4, 6, 8), "kernel_size": 3}
 GAUSSIAN = {"name": "gaussian", "order": 3, "num_bases": 9, "separated": True, "trainable": ["sigma", "mu"]}
@@ -31,18 +33,6 @@ def images(height: int = 20, width: int = 16, count: int = 2) -> Tensor:
 
 def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def trained(network: nn.Module) -> nn.Module:
-    """The network in eval mode, with statistics, gains, shifts and biases as after a training."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.1)
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.1)
-    return network.eval()
 
 
 # Sizes of the network.
@@ -118,11 +108,22 @@ def test_cost_and_receptive_field():
     assert sum(layer.macs for layer in analysis.layers) == analysis.macs
 
 
-@pytest.mark.parametrize("options", [{"upsampling": "interpolate"}, {"padding": "valid"}, {"norm": "instance"}])
+@pytest.mark.parametrize("options", [{"upsampling": "interpolate"}, {"padding": "mirror"}, {"norm": "instance"}])
 @pytest.mark.parametrize("size", [(64, 64), (59, 50)])
 def test_receptive_field_of_other_forms(options, size):
     network = unet(**options)
     assert analyse(network, (1, 3, *size)).receptive_field == (44, 44)
+
+
+def test_receptive_field_of_a_valid_network():
+    network = unet(padding="valid")
+    analysis = analyse(network, (1, 3, input_side(network, 24), input_side(network, 8)))
+    assert analysis.receptive_field == (44, 44)
+
+
+def test_receptive_field_of_volumes():
+    network = unet(dimensions=3, padding="valid", widths=(2, 2))
+    assert analyse(network, (1, 3, *[input_side(network, 4)] * 3)).receptive_field == (18, 18, 18)
 
 
 def test_receptive_field_of_pairs():
@@ -161,65 +162,78 @@ def test_borders_matter_inside_the_receptive_field_only(conv, margin):
     torch.testing.assert_close(whole[:, :, :101, :97][:, :, inside, inside], part[:, :, inside, inside])
 
 
-# Valid convolutions.
+# Without padding.
 
 
-def test_valid_convolutions_by_an_independent_reading():
-    network = trained(unet(padding="valid", widths=(4, 6), norm="none"))
-    x, w = images(26, 21), network.state_dict()
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_valid_convolutions_by_an_independent_reading(dimensions):
+    network = trained(unet(dimensions=dimensions, padding="valid", widths=(4, 6), norm="none"))
+    x, w = torch.randn(2, 3, *(42, 38, 34)[:dimensions]), network.state_dict()
+    convolve, transpose, pool = {
+        2: (F.conv2d, F.conv_transpose2d, F.max_pool2d),
+        3: (F.conv3d, F.conv_transpose3d, F.max_pool3d),
+    }[dimensions]
 
     def level(x: Tensor, name: str) -> Tensor:
         for i in range(2):
-            x = F.relu(F.conv2d(x, w[f"{name}.convs.{i}.weight"], w[f"{name}.convs.{i}.bias"]))
+            x = F.relu(convolve(x, w[f"{name}.convs.{i}.weight"], w[f"{name}.convs.{i}.bias"]))
         return x
 
     assert network.margin == 8
+    skip = level(x, "encoder.0")
+    below = level(pool(skip, 2), "encoder.1")
+    up = transpose(below, w["upconvs.0.weight"], w["upconvs.0.bias"], stride=2)
+    joined = torch.cat([skip[(..., *[slice(4, -4)] * dimensions)], up], 1)
+    logits = convolve(level(joined, "decoder.0"), w["classifier.weight"], w["classifier.bias"])
+    assert logits.shape[2:] == (26, 22, 18)[:dimensions]
+    torch.testing.assert_close(network(x), logits)
+
+
+def test_an_odd_mirrored_image_ends_with_its_repeated_last_row():
+    mirror, valid = (unet(padding=padding, widths=(4, 6)) for padding in ("mirror", "valid"))
+    valid.load_state_dict(trained(mirror).state_dict())
+    x = images(26, 21)
     # 21 + 16 + 1 is even after two convolutions, as the pooling wants it.
     enlarged = F.pad(F.pad(x, [8, 8, 8, 8], mode="reflect"), [0, 1, 0, 0], mode="replicate")
-    skip = level(enlarged, "encoder.0")
-    below = level(F.max_pool2d(skip, 2), "encoder.1")
-    up = F.conv_transpose2d(below, w["upconvs.0.weight"], w["upconvs.0.bias"], stride=2)
-    joined = torch.cat([skip[:, :, 4:-4, 4:-4], up], 1)
-    logits = F.conv2d(level(joined, "decoder.0"), w["classifier.weight"], w["classifier.bias"])
-    assert logits.shape[2:] == (26, 22)
-    torch.testing.assert_close(network(x), logits[:, :, :26, :21])
+    torch.testing.assert_close(mirror(x), valid.eval()(enlarged)[..., :26, :21])
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "interpolate"])
 @pytest.mark.parametrize("conv", ["standard", "depthwise_separable"])
-def test_valid_is_same_inside_the_margin(conv, upsampling):
+def test_mirror_is_same_inside_the_margin(conv, upsampling):
     """The halved grids of both networks coincide: the margin is 40 pixels, and 36 of them are left at the pooling."""
     options = {"kernel_size": 5, "upsampling": upsampling}
-    same, valid = unet(conv, **options), unet(conv, padding="valid", **options)
+    same, mirror = unet(conv, **options), unet(conv, padding="mirror", **options)
     trained(same).double()
-    valid.load_state_dict(same.state_dict())
-    valid.double().eval()
+    mirror.load_state_dict(same.state_dict())
+    mirror.double().eval()
     x = images(96, 91).double()
     inside = slice(42, -45)
-    torch.testing.assert_close(valid(x)[:, :, inside, inside], same(x)[:, :, inside, inside])
-    assert not torch.allclose(valid(x), same(x))
+    torch.testing.assert_close(mirror(x)[:, :, inside, inside], same(x)[:, :, inside, inside])
+    assert not torch.allclose(mirror(x), same(x))
 
 
-def test_the_original_tile():
+@pytest.mark.parametrize(("padding", "side"), [("valid", 572), ("mirror", 388)])
+def test_the_original_tile(padding, side):
     """Ronneberger, Fischer and Brox, Fig. 1: five levels of 3x3 convolutions map 572 pixels to 388."""
     with torch.device("meta"):
-        network = unet(padding="valid", widths=(1,) * 5)
+        network = unet(padding=padding, widths=(1,) * 5)
         sizes = []
         network.encoder[0].register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[2:]))
         network.encoder[4].register_forward_hook(lambda module, args, output: sizes.append(output.shape[2:]))
-        assert network(images(388, 388)).shape[2:] == (388, 388)
-    assert network.margin == (572 - 388) / 2
+        assert network(images(side, side)).shape[2:] == (388, 388)
+    assert network.margin + network.mirrored == (572 - 388) / 2
     assert sizes == [(572, 572), (28, 28)]
 
 
 @pytest.mark.parametrize("options", [{"convs_per_level": 1}, {"kernel_size": 5}, {"widths": (2, 3, 4, 5)}])
-def test_valid_takes_every_size_above_its_margin(options):
-    network = unet(padding="valid", **options).eval()
+def test_mirror_takes_every_size_above_its_margin(options):
+    network = unet(padding="mirror", **options).eval()
     for extra in range(1, 10):
-        size = network.margin + extra, network.margin + 10 - extra
+        size = network.mirrored + extra, network.mirrored + 10 - extra
         assert network(images(*size, count=1)).shape[2:] == size
-    with pytest.raises(ValueError, match=f"images of {network.margin + 1} or more a side, got"):
-        network(images(network.margin, 100))
+    with pytest.raises(ValueError, match=f"images of {network.mirrored + 1} or more a side, got"):
+        network(images(network.mirrored, 100))
 
 
 # Training.
@@ -270,6 +284,7 @@ def test_original_start():
 
 @pytest.mark.parametrize("conv", ["standard", "octave"])
 def test_compiles_without_graph_breaks(conv):
+    torch.compiler.reset()
     network, x = trained(unet(conv, widths=(2, 4), convs_per_level=1)), images(13, 16)
     expected = copy.deepcopy(network)(x)
     network.compile(backend="aot_eager", fullgraph=True)
@@ -320,7 +335,7 @@ def test_octave_layers_chosen_by_pattern(pattern, norm):
             {"conv": "octave", "padding": "valid"},
             "padding 'valid' .* an octave convolution keeps its two grids aligned",
         ),
-        ({"conv": "octave", "conv_layers": "*", "padding": "valid"}, "do not fit UNet: narrow has no meaning"),
+        ({"conv": "octave", "conv_layers": "*", "padding": "mirror"}, "do not fit UNet: narrow has no meaning"),
         ({"conv": {"name": "standard", "kernel_size": 5}, "padding": "valid"}, "give it as the network's kernel_size"),
         ({"conv": {"name": "gaussian", "num_bases": 3}}, r"num_bases \(3\) must divide out_channels \(4\)"),
         ({"width": 8}, "Did you mean 'widths'"),
@@ -333,7 +348,7 @@ def test_impossible_options(options, message):
 
 def test_valid_takes_an_octave_spec_without_low_channels():
     network = unet({"name": "octave", "alpha": 0}, padding="valid").eval()
-    assert network(images(40, 40)).shape[2:] == (40, 40)
+    assert network(images(44, 48)).shape[2:] == (4, 8)
 
 
 @pytest.mark.parametrize("conv", ["standard", "octave"])

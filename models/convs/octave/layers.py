@@ -1,4 +1,4 @@
-"""Octave convolutions: `OctaveConv2d` and `OctaveConvTranspose2d`."""
+"""Octave convolutions, plain and transposed ones, of images and of volumes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from models.convs.octave.pair import OctavePair, Size, half_size, low_channels, pool_down, upsample
-from models.convs.variant import IntOrPair, pair, shape_repr
+from models.convs.dimensions import CONVOLVE, CONVOLVE_TRANSPOSED, PerAxis, average_pool, per_axis
+from models.convs.octave.pair import OctavePair, Size, cropped, half_size, low_channels, pool_down, upsample
+from models.convs.variant import shape_repr
 
 Share = float | Fraction
 """Of low channels among all; a fraction says exactly what a float may miss."""
@@ -27,6 +27,8 @@ class _OctaveConvolution(nn.Module, ABC):
     both of the weight's channel dimensions: one tensor for all four paths.
     """
 
+    dimensions: ClassVar[int]
+    """Of space: 2 for images, 3 for volumes."""
     OUT_DIM: ClassVar[int]
     """The weight's dimension that runs over output channels; its dimension 1 is divided by the groups."""
 
@@ -34,10 +36,10 @@ class _OctaveConvolution(nn.Module, ABC):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair,
-        padding: IntOrPair,
-        dilation: IntOrPair,
+        kernel_size: PerAxis,
+        stride: PerAxis,
+        padding: PerAxis,
+        dilation: PerAxis,
         groups: int,
         bias: bool,
         alpha_in: Share,
@@ -52,10 +54,10 @@ class _OctaveConvolution(nn.Module, ABC):
         for name, channels in (("in_channels", self.in_channels), ("out_channels", out_channels)):
             if channels < 1 or groups < 1 or channels % groups:
                 raise ValueError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")
-        self.kernel_size = pair(kernel_size)
-        self.stride = pair(stride)
-        self.padding = pair(padding)
-        self.dilation = pair(dilation)
+        self.kernel_size = per_axis(kernel_size, self.dimensions)
+        self.stride = per_axis(stride, self.dimensions)
+        self.padding = per_axis(padding, self.dimensions)
+        self.dilation = per_axis(dilation, self.dimensions)
         self.groups = groups
         self.alpha_in = alpha_in
         self.alpha_out = alpha_out
@@ -177,7 +179,49 @@ class _OctaveConvolution(nn.Module, ABC):
         return f"{shape_repr(self)}, alpha_in={self.alpha_in}, alpha_out={self.alpha_out}"
 
 
-class OctaveConv2d(_OctaveConvolution):
+class _OctaveConv(_OctaveConvolution):
+    OUT_DIM = 0
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, ...],
+        out_channels: int,
+        kernel_size: PerAxis,
+        *,
+        alpha_in: Share = 0.5,
+        alpha_out: Share = 0.5,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, alpha_in, alpha_out
+        )
+        needed = [d * (k - 1) / 2 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        if not self.is_plain and list(self.padding) != needed:
+            raise ValueError(
+                f"an octave convolution keeps its two grids aligned with padding = dilation * (kernel_size - 1) / 2 "
+                f"only, here {' x '.join(f'{p:g}' for p in needed)}; got padding {padding} with kernel_size "
+                f"{kernel_size} and dilation {dilation}"
+            )
+
+    def forward(self, x: OctaveInput) -> Tensor | OctavePair:
+        if self.is_plain and isinstance(x, Tensor):
+            return CONVOLVE[self.dimensions](
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        x = self._members(x)
+        if max(self.stride) > 1:
+            x = _strided(x, self.stride)
+        return self._exchange(x, x.full_size)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, size: Size) -> Tensor:
+        return CONVOLVE[self.dimensions](x, weight, bias, 1, self.padding, self.dilation, self._path_groups(x))
+
+
+class OctaveConv2d(_OctaveConv):
     """Octave convolution (Chen et al., ICCV 2019), between feature maps whose last channels have half the resolution.
 
     high' = W_hh * high + upsample(W_lh * low) and low' = W_ll * low + W_hl * pool(high), with 2x2 average pooling and
@@ -200,46 +244,71 @@ class OctaveConv2d(_OctaveConvolution):
             are 0; groups that do not fit the channels.
     """
 
-    OUT_DIM = 0
+    dimensions = 2
+
+
+class OctaveConv3d(_OctaveConv):
+    """`OctaveConv2d` of volumes (N, C, D, H, W): the low members have half the resolution along all three axes.
+
+    Arguments and errors as there, sizes as in `nn.Conv3d`; pooling averages blocks of 2x2x2.
+    """
+
+    dimensions = 3
+
+
+class _OctaveConvTranspose(_OctaveConvolution):
+    OUT_DIM = 1
 
     def __init__(
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
         alpha_in: Share = 0.5,
         alpha_out: Share = 0.5,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        output_padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, alpha_in, alpha_out
         )
-        needed = [d * (k - 1) / 2 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        if not self.is_plain and list(self.padding) != needed:
+        self.output_padding = per_axis(output_padding, self.dimensions)
+        axes = zip(self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        if not self.is_plain and not all(d * (k - 1) - 2 * p in (0, s - 1) for k, s, p, d in axes):
             raise ValueError(
-                f"an octave convolution keeps its two grids aligned with padding = dilation * (kernel_size - 1) / 2 "
-                f"only, here {' x '.join(f'{p:g}' for p in needed)}; got padding {padding} with kernel_size "
-                f"{kernel_size} and dilation {dilation}"
+                "a transposed octave convolution keeps its two grids aligned with padding = dilation * (kernel_size - "
+                f"1) / 2, or (stride - 1) / 2 less; got padding {padding} with kernel_size {kernel_size}, stride "
+                f"{stride} and dilation {dilation}"
             )
 
     def forward(self, x: OctaveInput) -> Tensor | OctavePair:
         if self.is_plain and isinstance(x, Tensor):
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            return CONVOLVE_TRANSPOSED[self.dimensions](
+                x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            )
         x = self._members(x)
-        if self.stride != (1, 1):
-            x = _strided(x, self.stride)
-        return self._exchange(x, x.full_size)
+        base = self._unpadded(x.full_size)
+        return self._exchange(x, tuple(n + extra for n, extra in zip(base, self.output_padding, strict=True)))
+
+    def _unpadded(self, size: Size) -> Size:
+        """The output's size without output padding."""
+        axes = zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in axes)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, size: Size) -> Tensor:
-        return F.conv2d(x, weight, bias, 1, self.padding, self.dilation, self._path_groups(x))
+        missing = tuple(max(n - m, 0) for n, m in zip(size, self._unpadded(tuple(x.shape[2:])), strict=True))
+        y = CONVOLVE_TRANSPOSED[self.dimensions](
+            x, weight, bias, self.stride, self.padding, missing, self._path_groups(x), self.dilation
+        )
+        return cropped(y, size)  # the low map of an odd high one reaches beyond its border
 
 
-class OctaveConvTranspose2d(_OctaveConvolution):
+class OctaveConvTranspose2d(_OctaveConvTranspose):
     """Transposed octave convolution: the paths of `OctaveConv2d`, each a transposed convolution.
 
     high' = W_hh *T high + upsample(W_lh *T low) and low' = W_ll *T low + W_hl *T pool(high), where *T enlarges each
@@ -252,64 +321,16 @@ class OctaveConvTranspose2d(_OctaveConvolution):
             enlarges by the stride exactly, or dilation * (kernel_size - 1) / 2, unless both alphas are 0.
     """
 
-    OUT_DIM = 1
-
-    def __init__(
-        self,
-        in_channels: int | tuple[int, ...],
-        out_channels: int,
-        kernel_size: IntOrPair,
-        *,
-        alpha_in: Share = 0.5,
-        alpha_out: Share = 0.5,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        output_padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
-        groups: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, alpha_in, alpha_out
-        )
-        self.output_padding = pair(output_padding)
-        axes = zip(self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        if not self.is_plain and not all(d * (k - 1) - 2 * p in (0, s - 1) for k, s, p, d in axes):
-            raise ValueError(
-                "a transposed octave convolution keeps its two grids aligned with padding = dilation * (kernel_size - "
-                f"1) / 2, or (stride - 1) / 2 less; got padding {padding} with kernel_size {kernel_size}, stride "
-                f"{stride} and dilation {dilation}"
-            )
-
-    def forward(self, x: OctaveInput) -> Tensor | OctavePair:
-        if self.is_plain and isinstance(x, Tensor):
-            return F.conv_transpose2d(
-                x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
-            )
-        x = self._members(x)
-        base = self._unpadded(x.full_size)
-        return self._exchange(x, (base[0] + self.output_padding[0], base[1] + self.output_padding[1]))
-
-    def _unpadded(self, size: Size) -> Size:
-        """The output's size without output padding."""
-        height, width = (
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for n, k, s, p, d in zip(size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        )
-        return height, width
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, size: Size) -> Tensor:
-        base = self._unpadded((x.shape[2], x.shape[3]))
-        missing = max(size[0] - base[0], 0), max(size[1] - base[1], 0)
-        y = F.conv_transpose2d(x, weight, bias, self.stride, self.padding, missing, self._path_groups(x), self.dilation)
-        return y[:, :, : size[0], : size[1]]  # the low map of an odd high one reaches beyond its border
+    dimensions = 2
 
 
-def _strided(x: OctavePair, stride: tuple[int, int]) -> OctavePair:
+class OctaveConvTranspose3d(_OctaveConvTranspose):
+    """`OctaveConvTranspose2d` of volumes (N, C, D, H, W), sizes as in `nn.ConvTranspose3d`."""
+
+    dimensions = 3
+
+
+def _strided(x: OctavePair, stride: tuple[int, ...]) -> OctavePair:
     """Both members averaged over windows of the stride; where the border cuts a window, over what is there."""
-    high, low = (
-        None if member is None else F.avg_pool2d(member, stride, ceil_mode=True, count_include_pad=False)
-        for member in x
-    )
-    height, width = ((n + s - 1) // s for n, s in zip(x.full_size, stride, strict=True))
-    return OctavePair(high, low, (height, width))
+    high, low = (None if member is None else average_pool(member, stride) for member in x)
+    return OctavePair(high, low, tuple((n + s - 1) // s for n, s in zip(x.full_size, stride, strict=True)))

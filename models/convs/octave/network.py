@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from models.convs.octave.layers import OctaveConv2d
+from models.convs.dimensions import PlainConv
+from models.convs.octave.layers import OctaveConv2d, OctaveConv3d
 from models.convs.octave.norm import MemberNorm, OctaveNorm
 from models.convs.octave.pair import OctavePair, Split, low_channels
-from models.convs.variant import Variant, geometry_of
+from models.convs.variant import Variant, dimensions_of, geometry_of
 from models.trial import example_input, try_out
 
 
-def put_octaves_into(network: nn.Module, convs: Mapping[str, nn.Conv2d], variant: Variant, alpha: float) -> None:
+def put_octaves_into(network: nn.Module, convs: Mapping[str, PlainConv], variant: Variant, alpha: float) -> None:
     """Replaces these convolutions of `network`, by name, and the norms that meet their output, in place.
 
     Where they end, a tensor becomes a pair (its last channels lose their resolution by average pooling) in front
@@ -71,7 +72,7 @@ class _Trial:
         self,
         network: nn.Module,
         example: Tensor,
-        convs: Mapping[str, nn.Conv2d],
+        convs: Mapping[str, PlainConv],
         alpha: float,
         exit_name: str | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class _Trial:
         if isinstance(module, MemberNorm):
             met = self.met.get(name)
             return None if met is None else OctavePair.from_tensor(output, met[1])
-        if name not in self._convs or tuple(output.shape[2:]) == (1, 1):
+        if name not in self._convs or max(output.shape[2:]) == 1:
             return None
         if name not in self.replaced:
             self.replaced.append(name)
@@ -117,13 +118,16 @@ class _Trial:
         return OctavePair.from_tensor(output, low) if low else None
 
 
-def _octave_conv(conv: nn.Conv2d, name: str, trial: _Trial, variant: Variant, alpha: float) -> OctaveConv2d:
+def _octave_conv(
+    conv: PlainConv, name: str, trial: _Trial, variant: Variant, alpha: float
+) -> OctaveConv2d | OctaveConv3d:
     low_in, low_out = trial.low_channels(name)
     geometry = geometry_of(conv)
+    variant = variant.in_dimensions(dimensions_of(conv))
     geometry["kernel_size"], geometry["padding"] = variant.resized(
         geometry["kernel_size"], geometry["padding"], geometry["dilation"]
     )
-    layer = OctaveConv2d(
+    layer = (OctaveConv2d if variant.dimensions == 2 else OctaveConv3d)(
         conv.in_channels,
         conv.out_channels,
         alpha_in=_share(low_in, conv.in_channels, alpha),
@@ -142,7 +146,7 @@ def _share(low: int, channels: int, alpha: float) -> float | Fraction:
     return alpha if low_channels(alpha, channels) == low else Fraction(low, channels)
 
 
-def _tensor_to_pair(layer: OctaveConv2d, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _tensor_to_pair(layer: OctaveConv2d | OctaveConv3d, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return OctavePair.from_tensor(args[0], layer.in_split[1]), *args[1:]
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-Size = tuple[int, int]
-"""(height, width)."""
+from models.convs.dimensions import average_pool
+
+Size = tuple[int, ...]
+"""Of the spatial axes: (height, width), or (depth, height, width) of volumes."""
 Split = tuple[int, int]
 """Channels (high, low)."""
 
@@ -38,7 +40,7 @@ def rule(*names: str) -> Callable[[_Rule], _Rule]:
 
 def half_size(size: Size) -> Size:
     """The low map's size under a high map of `size`: half of it, rounded up."""
-    return (size[0] + 1) // 2, (size[1] + 1) // 2
+    return tuple((side + 1) // 2 for side in size)
 
 
 def low_channels(alpha: float | Fraction, channels: int | tuple[int, ...]) -> int:
@@ -48,16 +50,25 @@ def low_channels(alpha: float | Fraction, channels: int | tuple[int, ...]) -> in
 
 
 def pool_down(x: Tensor) -> Tensor:
-    """Average of each 2x2 block, (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2)).
+    """Average of each block of two values along each axis, (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2)).
 
     Blocks that an odd border cuts are the average of what is there.
     """
-    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    return average_pool(x, (2,) * (x.ndim - 2))
 
 
 def upsample(x: Tensor, size: Size) -> Tensor:
-    """Repeats each value of a low map over its 2x2 block of a map of `size`; an odd border cuts blocks."""
+    """Repeats each value of a low map over its block of a map of `size`, two along each axis; a border may cut it."""
     return F.interpolate(x, size=size, mode="nearest")
+
+
+def cropped(x: Tensor, size: Size) -> Tensor:
+    """The first values along each axis, as many as `size` says."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    for dim, length in enumerate(size, start=2):
+        x = x.narrow(dim, 0, length)
+    return x
 
 
 def _operator(function: Callable[..., Any]) -> Callable[..., OctavePair]:
@@ -79,12 +90,12 @@ class OctavePair:
     full-resolution map loses the resolution of its last channels.
 
     Args:
-        high: (N, C_high, H, W), or None.
-        low: (N, C_low, ceil(H / 2), ceil(W / 2)), or None; one of the two must be there.
-        size: (H, W); needed where `high` is None and a side is odd, twice the low size by default.
+        high: (N, C_high, H, W), or None; of volumes (N, C_high, D, H, W).
+        low: (N, C_low, ceil(H / 2), ceil(W / 2)), or None; of volumes with ceil(D / 2). One of the two must be there.
+        size: (H, W) or (D, H, W); needed where `high` is None and a side is odd, twice the low size by default.
 
     Attributes:
-        shape: That of the tensor which the pair stands for, (N, C_high + C_low, H, W).
+        shape: That of the tensor which the pair stands for, (N, C_high + C_low, H, W), of volumes with D.
 
     Raises:
         ValueError: No member at all, or sizes that do not belong together.
@@ -96,9 +107,9 @@ class OctavePair:
 
     def __init__(self, high: Tensor | None, low: Tensor | None, size: Size | None = None) -> None:
         if high is not None:
-            full_size = (high.shape[2], high.shape[3])
+            full_size = tuple(high.shape[2:])
         elif low is not None:
-            full_size = size or (2 * low.shape[2], 2 * low.shape[3])
+            full_size = size or tuple(2 * side for side in low.shape[2:])
         else:
             raise ValueError("an OctavePair needs a high or a low member, got None twice")
         if size is not None and tuple(size) != full_size:
@@ -114,11 +125,11 @@ class OctavePair:
 
     @classmethod
     def from_tensor(cls, x: Tensor, low_channels: int) -> OctavePair:
-        """The pair of `x` (N, C, H, W): its last `low_channels` channels lose their resolution by average pooling."""
+        """The pair of `x` (N, C, ...): its last `low_channels` channels lose their resolution by average pooling."""
         high_channels = x.shape[1] - low_channels
         high = x[:, :high_channels] if high_channels else None
         low = pool_down(x[:, high_channels:]) if low_channels else None
-        return cls(high, low, (x.shape[2], x.shape[3]))
+        return cls(high, low, tuple(x.shape[2:]))
 
     def to_tensor(self) -> Tensor:
         """The pair as one tensor of `shape`: the low member enlarged to full resolution behind the high one."""
@@ -147,10 +158,10 @@ class OctavePair:
 
     @property
     def ndim(self) -> int:
-        return 4
+        return self.members[0].ndim
 
     def dim(self) -> int:
-        return 4
+        return self.ndim
 
     @property
     def dtype(self) -> torch.dtype:

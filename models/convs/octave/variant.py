@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from models.convs.octave.layers import OctaveConv2d, OctaveConvTranspose2d
+from models.convs.dimensions import PerAxis, PlainConv
+from models.convs.octave.layers import OctaveConv2d, OctaveConv3d, OctaveConvTranspose2d, OctaveConvTranspose3d
 from models.convs.octave.network import put_octaves_into
 from models.convs.octave.norm import BetaWeighting, OctaveNorm
 from models.convs.octave.pair import low_channels
 from models.convs.registry import register_conv
-from models.convs.variant import IntOrPair, Position, Variant, build_norm, pair
+from models.convs.variant import Position, Variant, build_norm
 
 
 @register_conv("octave")
@@ -24,6 +25,7 @@ class OctaveVariant(Variant):
     """
 
     layer = OctaveConv2d
+    layer_3d = OctaveConv3d
 
     def __init__(self, *, alpha: float = 0.5, **options: Any) -> None:
         super().__init__(**options)
@@ -49,20 +51,19 @@ class OctaveVariant(Variant):
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
     ) -> nn.Module:
         size, padding = self.resized(kernel_size, padding, dilation)
         if self.alpha == 0:
-            channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
-            return nn.Conv2d(channels, out_channels, size, pair(stride), padding, pair(dilation), groups, bias)
-        return OctaveConv2d(
+            return self.plain_conv(in_channels, out_channels, size, stride, padding, dilation, groups, bias)
+        return self.create(
             in_channels,
             out_channels,
             size,
@@ -71,29 +72,29 @@ class OctaveVariant(Variant):
             dilation=dilation,
             groups=groups,
             bias=bias,
-            **self.layer_options(position),
+            position=position,
         )
 
     def conv_transpose(
         self,
         in_channels: int | tuple[int, ...],
         out_channels: int,
-        kernel_size: IntOrPair,
+        kernel_size: PerAxis,
         *,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        output_padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
+        output_padding: PerAxis = 0,
+        dilation: PerAxis = 1,
         groups: int = 1,
         bias: bool = True,
         position: Position = "inner",
     ) -> nn.Module:
         if self.alpha == 0:
-            channels = in_channels if isinstance(in_channels, int) else sum(in_channels)
-            return nn.ConvTranspose2d(
-                channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
+            return self.plain_conv_transpose(
+                in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation
             )
-        return OctaveConvTranspose2d(
+        layer = OctaveConvTranspose2d if self.dimensions == 2 else OctaveConvTranspose3d
+        return layer(
             in_channels,
             out_channels,
             kernel_size,
@@ -116,10 +117,12 @@ class OctaveVariant(Variant):
             return BetaWeighting()
         low = low_channels(self.alpha, num_features)
         high = (num_features if isinstance(num_features, int) else sum(num_features)) - low
-        members: list[Any] = [build_norm(kind, channels) if channels else None for channels in (high, low)]
+        members: list[Any] = [
+            build_norm(kind, channels, self.dimensions) if channels else None for channels in (high, low)
+        ]
         return OctaveNorm(*members)
 
-    def put_into(self, network: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
+    def put_into(self, network: nn.Module, convs: Mapping[str, PlainConv]) -> None:
         """As `Variant.put_into`, and the norms that meet pairs; see `put_octaves_into` for the borders."""
         if self.alpha == 0:
             super().put_into(network, convs)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import PeakMemory
-from lightning_modules.inference.tiling import SlidingWindow, continue_mirrored
+from lightning_modules.inference.tiling import SlidingWindow, continue_mirrored, continued
+from models.memory import PeakMemory
 
 WINDOWS = ("uniform", "hann", "gaussian")
 
@@ -141,6 +141,15 @@ def test_continued_as_numpy_does(old, new):
     images = torch.randn(2, 1, old, 3)
     expected = np.pad(images.numpy(), [(0, 0), (0, 0), (0, new - old), (0, 2)], mode="reflect")
     assert np.array_equal(continue_mirrored(images, (new, 5)).numpy(), expected)
+
+
+@pytest.mark.parametrize(("border", "mode"), [("zeros", "constant"), ("mirror", "reflect")])
+@pytest.mark.parametrize("lost", [0, 2, 7])
+def test_continued_at_all_borders_as_numpy_does(border, mode, lost):
+    images = torch.randn(2, 1, 4, 3, 5)
+    ends = [(lost, lost + 2), (lost, lost), (lost, lost + 1)]
+    expected = np.pad(images.numpy(), [(0, 0), (0, 0), *ends], mode=mode)
+    assert np.array_equal(continued(images, (6, 3, 6), lost, border).numpy(), expected)
 
 
 def test_tiles_stay_channels_last():

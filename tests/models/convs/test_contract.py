@@ -1,4 +1,4 @@
-"""The one contract that every convolution variant passes; a new variant joins by being registered."""
+"""The one contract that every convolution variant passes, on images and on volumes; a new one joins by registering."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from models.convs import (
     OctaveConv2d,
+    OctaveConv3d,
     OctaveConvTranspose2d,
+    OctaveConvTranspose3d,
     OctavePair,
-    SynthesisedConv2d,
+    SynthesisedConv,
+    Variant,
     build_variant,
     create_conv,
     list_convs,
     register_conv,
 )
+from models.convs.dimensions import CONVOLVE, CONVS, TRANSPOSED_CONVS
 from models.convs.variant import SpatialVariant
 from models.names import UnknownNameError
 
@@ -38,16 +41,32 @@ SETTINGS = {
     "octave": [{"alpha": 0.25}, {"alpha": 0.0}, {"alpha": 1.0}],
     "rfnn": [{"order": 2, "sigma": 1.5}],
 }
-CASES = [(name, options) for name in list_convs() for options in [{}, *SETTINGS.get(name, [])]]
-IDS = [name + "".join(f"-{key}={value}" for key, value in options.items()) for name, options in CASES]
+# Volumes share nearly all code with images, so that one setting of each form is enough.
+SETTINGS_3D = {
+    "gaussian": [{"order": 1, "num_bases": 2, "separated": True}, {"order": 1, "rotation": "none"}],
+    "octave": [{"alpha": 0.25}, {"alpha": 0.0}],
+}
+CASES = [
+    (name, options, dimensions)
+    for dimensions, settings in ((2, SETTINGS), (3, SETTINGS_3D))
+    for name in list_convs(dimensions)
+    for options in [{}, *settings.get(name, [])]
+]
+IDS = [
+    name + "".join(f"-{key}={value}" for key, value in options.items()) + ("-3d" if dimensions == 3 else "")
+    for name, options, dimensions in CASES
+]
 
-pytestmark = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+pytestmark = pytest.mark.parametrize(("name", "options", "dimensions"), CASES, ids=IDS)
+
+OCTAVES = (OctaveConv2d, OctaveConv3d)
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class OnTensors(nn.Module):
     """An octave convolution between tensors, whose last channels are what low members hold."""
 
-    def __init__(self, layer: OctaveConv2d) -> None:
+    def __init__(self, layer: OctaveConv2d | OctaveConv3d) -> None:
         super().__init__()
         self.layer = layer
 
@@ -57,11 +76,20 @@ class OnTensors(nn.Module):
 
 
 def on_tensors(layer: nn.Module) -> nn.Module:
-    return OnTensors(layer) if isinstance(layer, OctaveConv2d) else layer
+    return OnTensors(layer) if isinstance(layer, OCTAVES) else layer
 
 
 def tensor_conv(name: str, *args, **options) -> nn.Module:
     return on_tensors(create_conv(name, *args, **options))
+
+
+def variant_of(name: str, dimensions: int, **options) -> Variant:
+    return build_variant({"name": name, **options}).in_dimensions(dimensions)
+
+
+def maps(*shape: int, dimensions: int, **options) -> torch.Tensor:
+    """Random maps of a shape that is written for volumes, with all of its spatial axes or all but the first."""
+    return torch.randn(*shape[:2], *shape[-dimensions:], **options)
 
 
 def first_group(channels: int, groups: int, layer: nn.Module, split: str) -> torch.Tensor:
@@ -75,73 +103,74 @@ def first_group(channels: int, groups: int, layer: nn.Module, split: str) -> tor
 
 
 def same_size(layer: nn.Module, x: torch.Tensor, **geometry: int) -> bool:
-    reference = nn.Conv2d(x.shape[1], 16, 5, **geometry)
+    reference = CONVS[x.ndim - 2](x.shape[1], 16, 5, **geometry)
     return layer(x).shape == reference(x).shape
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7), (8, 5), (16, 16)])
-def test_sizes_are_those_of_conv2d_down_to_one_pixel(name, options, size):
-    layer = tensor_conv(name, 8, 16, 5, padding=2, **options)
-    assert same_size(layer, torch.randn(2, 8, *size), padding=2)
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 2, 3), (2, 7, 7), (3, 8, 5), (4, 16, 16)])
+def test_sizes_are_those_of_a_plain_conv_down_to_one_pixel(name, options, dimensions, size):
+    layer = tensor_conv(name, 8, 16, 5, padding=2, dimensions=dimensions, **options)
+    assert same_size(layer, maps(2, 8, *size, dimensions=dimensions), padding=2)
 
 
 @pytest.mark.parametrize("geometry", [{"stride": 2, "padding": 2}, {"dilation": 2, "padding": 4}, {"stride": 3}, {}])
-def test_stride_dilation_and_padding(name, options, geometry):
+def test_stride_dilation_and_padding(name, options, dimensions, geometry):
     if name == "octave" and options.get("alpha") != 0 and "padding" not in geometry:
         with pytest.raises(ValueError, match="padding = dilation"):
-            tensor_conv(name, 8, 16, 5, **geometry, **options)
+            tensor_conv(name, 8, 16, 5, dimensions=dimensions, **geometry, **options)
         return
-    layer = tensor_conv(name, 8, 16, 5, **geometry, **options)
-    assert same_size(layer, torch.randn(2, 8, 13, 11), **geometry)
+    layer = tensor_conv(name, 8, 16, 5, dimensions=dimensions, **geometry, **options)
+    assert same_size(layer, maps(2, 8, 6, 13, 11, dimensions=dimensions), **geometry)
 
 
 @pytest.mark.parametrize("groups", [2, 8])
-def test_groups_do_not_mix(name, options, groups):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, groups=groups, **options).double()
-    x = torch.randn(1, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+def test_groups_do_not_mix(name, options, dimensions, groups):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, groups=groups, dimensions=dimensions, **options).double()
+    x = maps(1, 8, 3, 6, 6, dimensions=dimensions, dtype=torch.float64, requires_grad=True)
     layer(x)[:, first_group(16, groups, layer, "out_split")].square().sum().backward()
     assert x.grad is not None
-    assert torch.equal(x.grad.abs().sum((0, 2, 3)) > 0, first_group(8, groups, layer, "in_split"))
+    assert torch.equal(x.grad.abs().transpose(0, 1).flatten(1).sum(1) > 0, first_group(8, groups, layer, "in_split"))
 
 
-def test_bias_counts_once(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
+def test_bias_counts_once(name, options, dimensions):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
     biases = [p for n, p in layer.named_parameters() if n.split(".")[-1] == "bias"]
     assert [p.shape for p in biases] == [(16,)]
-    x = torch.randn(1, 8, 6, 6)
+    x = maps(1, 8, 3, 6, 6, dimensions=dimensions)
     before = layer(x)
     with torch.no_grad():
         biases[0] += 1.5
     torch.testing.assert_close(layer(x), before + 1.5)
-    unbiased = create_conv(name, 8, 16, 3, padding=1, bias=False, **options)
+    unbiased = create_conv(name, 8, 16, 3, padding=1, bias=False, dimensions=dimensions, **options)
     assert not any(n.endswith("bias") for n, _ in unbiased.named_parameters())
 
 
-def test_every_parameter_gets_a_gradient(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
-    layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
+def test_every_parameter_gets_a_gradient(name, options, dimensions):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
+    layer(maps(2, 8, 3, 6, 6, dimensions=dimensions)).square().sum().backward()
     for n, p in layer.named_parameters():
         assert p.grad is not None, n
         assert p.grad.isfinite().all(), n
         assert p.grad.abs().sum() > 0, n
 
 
-def test_gradcheck(name, options):
-    layer = tensor_conv(name, 2, 4, 3, padding=1, **options).double()
-    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+def test_gradcheck(name, options, dimensions):
+    layer = tensor_conv(name, 2, 4, 3, padding=1, dimensions=dimensions, **options).double()
+    x = maps(1, 2, 3, 3, 3, dimensions=dimensions, dtype=torch.float64, requires_grad=True)
     parameters = {n: p.detach().clone().requires_grad_() for n, p in layer.named_parameters()}
 
     def function(x, *values):
         return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
 
     inputs = (x, *parameters.values())
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    fast = dimensions == 3  # in one random direction: all of them took as long as all other cases together
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast)
 
 
-def test_bfloat16_autocast_is_close_and_trains(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
-    x = torch.randn(2, 8, 6, 6)
+def test_bfloat16_autocast_is_close_and_trains(name, options, dimensions):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
+    x = maps(2, 8, 3, 6, 6, dimensions=dimensions)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
@@ -151,33 +180,37 @@ def test_bfloat16_autocast_is_close_and_trains(name, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_follows_the_module_to_another_dtype(name, options, dtype):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options).to(dtype)
-    assert layer(torch.randn(1, 8, 6, 6, dtype=dtype)).dtype == dtype
+def test_follows_the_module_to_another_dtype(name, options, dimensions, dtype):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options).to(dtype)
+    assert layer(maps(1, 8, 3, 6, 6, dimensions=dimensions, dtype=dtype)).dtype == dtype
 
 
-def test_channels_last(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
-    x = torch.randn(2, 8, 6, 6)
+def test_channels_last(name, options, dimensions):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
+    # On one thread torch's 1x1x1 convolutions give up the format for fewer volumes than these.
+    x = maps(16, 8, 3, 6, 6, dimensions=dimensions)
     expected = layer(x)
-    y = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert y.is_contiguous(memory_format=torch.channels_last)
+    channels_last = CHANNELS_LAST[dimensions]
+    y = layer.to(memory_format=channels_last)(x.to(memory_format=channels_last))
+    assert y.is_contiguous(memory_format=channels_last)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_compiles_without_graph_breaks(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
-    x = torch.randn(2, 8, 6, 6)
+def test_compiles_without_graph_breaks(name, options, dimensions):
+    if dimensions == 3 and options:
+        pytest.skip("takes seconds, for the same code")
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
+    x = maps(2, 8, 3, 6, 6, dimensions=dimensions)
     expected = layer(x)
     layer.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_state_dict_copy_and_pickle_round_trips(name, options):
-    layer = tensor_conv(name, 8, 16, 3, padding=1, **options)
-    x = torch.randn(1, 8, 6, 6)
+def test_state_dict_copy_and_pickle_round_trips(name, options, dimensions):
+    layer = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
+    x = maps(1, 8, 3, 6, 6, dimensions=dimensions)
     expected = layer(x)
-    other = tensor_conv(name, 8, 16, 3, padding=1, **options)
+    other = tensor_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
@@ -186,30 +219,30 @@ def test_state_dict_copy_and_pickle_round_trips(name, options):
         assert torch.equal(twin(x), expected)
 
 
-def test_same_seed_same_layer(name, options):
+def test_same_seed_same_layer(name, options, dimensions):
     torch.manual_seed(3)
-    first = create_conv(name, 8, 16, 3, padding=1, **options).state_dict()
+    first = create_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options).state_dict()
     torch.manual_seed(3)
-    second = create_conv(name, 8, 16, 3, padding=1, **options).state_dict()
+    second = create_conv(name, 8, 16, 3, padding=1, dimensions=dimensions, **options).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_dense_weight_is_the_layer(name, options):
-    layer = create_conv(name, 8, 16, 5, stride=2, padding=2, **options)
-    if not isinstance(layer, SynthesisedConv2d):
+def test_dense_weight_is_the_layer(name, options, dimensions):
+    layer = create_conv(name, 8, 16, 5, stride=2, padding=2, dimensions=dimensions, **options)
+    if not isinstance(layer, SynthesisedConv):
         pytest.skip("has no synthesised weight")
     for groups in (1, 4):
-        layer = create_conv(name, 8, 16, 5, stride=2, padding=2, groups=groups, **options)
-        x = torch.randn(2, 8, 9, 12)
-        dense = F.conv2d(x, layer.dense_weight(), layer.bias, 2, 2, 1, groups)
+        layer = create_conv(name, 8, 16, 5, stride=2, padding=2, groups=groups, dimensions=dimensions, **options)
+        x = maps(2, 8, 3, 9, 12, dimensions=dimensions)
+        dense = CONVOLVE[dimensions](x, layer.dense_weight(), layer.bias, 2, 2, 1, groups)
         torch.testing.assert_close(layer(x), dense, rtol=1e-5, atol=1e-5)
 
 
-def test_fuse_changes_nothing_but_the_cost(name, options):
-    layer = create_conv(name, 8, 16, 5, padding=2, **options)
-    if not isinstance(layer, SynthesisedConv2d):
+def test_fuse_changes_nothing_but_the_cost(name, options, dimensions):
+    layer = create_conv(name, 8, 16, 5, padding=2, dimensions=dimensions, **options)
+    if not isinstance(layer, SynthesisedConv):
         pytest.skip("has no synthesised weight")
-    x = torch.randn(2, 8, 9, 12)
+    x = maps(2, 8, 3, 9, 12, dimensions=dimensions)
     state = {key: value.clone() for key, value in layer.state_dict().items()}
     expected = layer(x)
     layer.eval()
@@ -217,7 +250,7 @@ def test_fuse_changes_nothing_but_the_cost(name, options):
     torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-5)
     assert layer.state_dict().keys() == state.keys()
 
-    other = create_conv(name, 8, 16, 5, padding=2, **options)
+    other = create_conv(name, 8, 16, 5, padding=2, dimensions=dimensions, **options)
     layer.load_state_dict(other.state_dict())  # a fused layer follows what it loads
     torch.testing.assert_close(layer(x), other(x), rtol=1e-6, atol=1e-5)
     other.load_state_dict(state)
@@ -236,68 +269,74 @@ def test_fuse_changes_nothing_but_the_cost(name, options):
     assert layer(x).dtype == torch.float32
 
 
-def test_even_kernels_are_refused_or_plain(name, options):
+def test_even_kernels_are_refused_or_plain(name, options, dimensions):
     if name == "octave" and options.get("alpha") != 0:
         with pytest.raises(ValueError, match="padding = dilation"):
-            build_variant({"name": name, **options}).conv(8, 16, 4, stride=2, padding=1)
+            variant_of(name, dimensions, **options).conv(8, 16, 4, stride=2, padding=1)
         return
-    layer = build_variant({"name": name, **options}).conv(8, 16, 4, stride=2, padding=1)
-    assert type(layer) is nn.Conv2d
+    layer = variant_of(name, dimensions, **options).conv(8, 16, 4, stride=2, padding=1)
+    assert type(layer) is CONVS[dimensions]
     if name in ("standard", "depthwise_separable", "octave"):
         return
     with pytest.raises(ValueError, match="odd kernel_size"):
-        tensor_conv(name, 8, 16, 4, **options)
+        tensor_conv(name, 8, 16, 4, dimensions=dimensions, **options)
 
 
-def test_only_octave_takes_pointwise_and_transposed_layers(name, options):
-    variant = build_variant({"name": name, **options})
+def test_only_octave_takes_pointwise_and_transposed_layers(name, options, dimensions):
+    variant = variant_of(name, dimensions, **options)
     takes_all = name == "octave" and options.get("alpha") != 0
-    assert type(variant.conv(8, 16, 1)) is (OctaveConv2d if takes_all else nn.Conv2d)
-    transposed = variant.conv_transpose(8, 16, 2, stride=2)
-    assert type(transposed) is (OctaveConvTranspose2d if takes_all else nn.ConvTranspose2d)
+    convs = {2: OctaveConv2d, 3: OctaveConv3d} if takes_all else CONVS
+    transposed = {2: OctaveConvTranspose2d, 3: OctaveConvTranspose3d} if takes_all else TRANSPOSED_CONVS
+    assert type(variant.conv(8, 16, 1)) is convs[dimensions]
+    assert type(variant.conv_transpose(8, 16, 2, stride=2)) is transposed[dimensions]
 
 
-@pytest.mark.parametrize("kernel_size", [(1, 7), (7, 1)])
-def test_kernels_of_one_row_or_column(name, options, kernel_size):
-    padding = (kernel_size[0] // 2, kernel_size[1] // 2)
-    layer = on_tensors(build_variant({"name": name, **options}).conv(8, 16, kernel_size, padding=padding))
-    y = layer(torch.randn(1, 8, 6, 6))
-    assert y.shape == (1, 16, 6, 6)
+@pytest.mark.parametrize("kernel_size", [(3, 1, 7), (1, 7, 1)])
+def test_kernels_of_one_row_or_column(name, options, dimensions, kernel_size):
+    kernel_size = kernel_size[-dimensions:]
+    padding = tuple(size // 2 for size in kernel_size)
+    layer = on_tensors(variant_of(name, dimensions, **options).conv(8, 16, kernel_size, padding=padding))
+    x = maps(1, 8, 3, 6, 6, dimensions=dimensions)
+    y = layer(x)
+    assert y.shape == (1, 16, *x.shape[2:])
     assert y.isfinite().all()
 
 
-def test_variant_kernel_size_keeps_output_sizes(name, options):
-    variant = build_variant({"name": name, "kernel_size": 7, **options})
+def test_variant_kernel_size_keeps_output_sizes(name, options, dimensions):
+    variant = variant_of(name, dimensions, kernel_size=7, **options)
     layer = on_tensors(variant.conv(8, 16, 3, stride=2, padding=2, dilation=2))
-    assert layer(torch.randn(1, 8, 15, 12)).shape == nn.Conv2d(8, 16, 3, 2, 2, 2)(torch.randn(1, 8, 15, 12)).shape
+    x = maps(1, 8, 5, 15, 12, dimensions=dimensions)
+    assert layer(x).shape == CONVS[dimensions](8, 16, 3, 2, 2, 2)(x).shape
 
 
-def test_variant_adds_up_the_parts_of_a_concatenation(name, options):
-    layer = on_tensors(build_variant({"name": name, **options}).conv((4, 4), 16, 3, padding=1))
-    assert layer(torch.randn(1, 8, 5, 5)).shape == (1, 16, 5, 5)
+def test_variant_adds_up_the_parts_of_a_concatenation(name, options, dimensions):
+    layer = on_tensors(variant_of(name, dimensions, **options).conv((4, 4), 16, 3, padding=1))
+    x = maps(1, 8, 3, 5, 5, dimensions=dimensions)
+    assert layer(x).shape == (1, 16, *x.shape[2:])
 
 
-def test_spec_round_trips_through_json(name, options):
-    variant = build_variant({"name": name, "kernel_size": 5, **options})
-    again = build_variant(json.loads(json.dumps(variant.spec)))
+def test_spec_round_trips_through_json(name, options, dimensions):
+    variant = variant_of(name, dimensions, kernel_size=5, **options)
+    again = build_variant(json.loads(json.dumps(variant.spec))).in_dimensions(dimensions)
     assert json.dumps(again.spec) == json.dumps(variant.spec)
     assert type(again) is type(variant)
-    assert pickle.loads(pickle.dumps(variant)).spec == variant.spec
+    copied = pickle.loads(pickle.dumps(variant))
+    assert (copied.spec, copied.dimensions) == (variant.spec, dimensions)
 
 
-def test_unknown_option_names_the_nearest(name, options):
+def test_unknown_option_names_the_nearest(name, options, dimensions):
     with pytest.raises(UnknownNameError, match="kernel_size"):
         build_variant({"name": name, "kernel_sise": 3, **options})
 
 
-def test_duplicate_names_are_refused(name, options):
+def test_duplicate_names_are_refused(name, options, dimensions):
     with pytest.raises(ValueError, match="registered already"):
         register_conv(name)(type("Other", (SpatialVariant,), {}))
 
 
-def test_he_variance_of_the_dense_filters(name, options):
-    layer = create_conv(name, 64, 64, 5, padding=2, **options)
-    if not isinstance(layer, SynthesisedConv2d):
+def test_he_variance_of_the_dense_filters(name, options, dimensions):
+    layer = create_conv(name, 64, 64, 5, padding=2, dimensions=dimensions, **options)
+    if not isinstance(layer, SynthesisedConv):
         pytest.skip("has no synthesised weight")
-    energy = layer.dense_weight().square().sum((1, 2, 3)).mean().item()
+    energy = layer.dense_weight().square().flatten(1).sum(1).mean().item()
     assert math.isclose(energy, 2, rel_tol=0.35)

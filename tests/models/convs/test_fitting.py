@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.convs import SynthesisedConv2d, create_conv
+from models.convs import SynthesisedConv, SynthesisedConv2d, create_conv
 from models.convs.fitting import fit_filters
 
 LAYERS = {
@@ -29,7 +29,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr("models.convs.fitting.MAX_STEPS", 40)
 
 
-def layer_of(case: str, kernel_size: int = 5, **options) -> SynthesisedConv2d:
+def layer_of(case: str, kernel_size: int = 5, **options) -> SynthesisedConv:
     torch.manual_seed(0)
     options = {"padding": kernel_size // 2, **LAYERS[case], **options}
     return create_conv(case.split(",")[0], options.pop("in_channels", 2), 8, kernel_size, **options)
@@ -44,7 +44,7 @@ def filters(kernel_size: int = 5, in_channels: int = 2) -> torch.Tensor:
     return waves[:, None] * torch.randn(8, in_channels, 1, 1, generator=generator)
 
 
-def distance(layer: SynthesisedConv2d, weight: torch.Tensor) -> float:
+def distance(layer: SynthesisedConv, weight: torch.Tensor) -> float:
     return float((layer.dense_weight().detach() - weight).norm() / weight.norm())
 
 
@@ -182,3 +182,22 @@ def test_an_unknown_kind_of_layer_is_named():
 
     with pytest.raises(ValueError, match=r"does not know how filters depend on the parameters of .*Other"):
         fit_filters(Other(2, 8, 5), filters())
+
+
+@pytest.mark.parametrize("separated", [False, True])
+def test_filters_of_volumes(separated):
+    def layer_of_volumes(kernel_size: int) -> SynthesisedConv:
+        return create_conv("gaussian", 2, 4, kernel_size, dimensions=3, order=1, separated=separated)
+
+    torch.manual_seed(0)
+    layer, weight = layer_of_volumes(3), layer_of_volumes(3).dense_weight().detach()
+    before = distance(layer, weight)
+    residual = fit_filters(layer, weight, torch.ones(4))
+    assert residual == pytest.approx(distance(layer, weight), rel=1e-3)
+    assert residual < 0.7 * before
+    larger = layer_of_volumes(5)
+    assert fit_filters(larger, weight) == pytest.approx(distance(larger, F.pad(weight, [1] * 6)), rel=1e-3)
+    with pytest.raises(ValueError, match="2x3x3 have no pixel in their centre, those of 5x5x5 have"):
+        fit_filters(larger, weight[:, :, 1:])
+    with pytest.raises(ValueError, match="depth, height, width"):
+        fit_filters(larger, weight[:, :, 0])

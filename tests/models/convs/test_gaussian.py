@@ -7,21 +7,29 @@ import math
 import pytest
 import torch
 
-from models.convs import DAUConv2d, GaussianDerivativeConv2d, RFNNConv2d, create_conv, geometry_parameters
+from models.convs import (
+    DAUConv2d,
+    GaussianDerivativeConv2d,
+    GaussianDerivativeConv3d,
+    RFNNConv2d,
+    create_conv,
+    geometry_parameters,
+)
 from models.convs.gaussian import basis_orders
 from models.names import UnknownNameError
 
 
+def derivative(y: torch.Tensor, sigma: float, order: int) -> torch.Tensor:
+    """Of the normalised Gaussian, by automatic differentiation."""
+    y = y.clone().requires_grad_()
+    value = torch.exp(-(y**2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
+    for _ in range(order):
+        (value,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+    return value.detach()
+
+
 def reference_kernels(layer: GaussianDerivativeConv2d) -> torch.Tensor:
-    """Eq. (1) in float64: the derivatives by automatic differentiation of the Gaussian, pixel by pixel."""
-
-    def derivative(y: torch.Tensor, sigma: float, order: int) -> torch.Tensor:
-        y = y.clone().requires_grad_()
-        value = torch.exp(-(y**2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
-        for _ in range(order):
-            (value,) = torch.autograd.grad(value.sum(), y, create_graph=True)
-        return value.detach()
-
+    """Eq. (1) in float64, pixel by pixel."""
     sigma, mu, theta = (value.detach().double() for value in (layer.sigma, layer.mu, layer.theta))
     height, width = layer.kernel_size
     kernels = torch.empty(*theta.shape, height, width, dtype=torch.float64)
@@ -192,3 +200,103 @@ def test_groups_that_do_not_divide():
 def test_unknown_variant_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="Did you mean 'gaussian'"):
         create_conv("gausian", 8, 16, 5)
+
+
+# Volumes.
+
+
+def reference_kernels_3d(layer: GaussianDerivativeConv3d) -> torch.Tensor:
+    """The product of three derivatives in float64; rotations are exponentials of antisymmetric matrices."""
+    sigma, mu, theta = (value.detach().double() for value in (layer.sigma, layer.mu, layer.theta))
+    x_3, x_2, x_1 = torch.meshgrid(
+        *(torch.arange(size, dtype=torch.float64) - size // 2 for size in layer.kernel_size), indexing="ij"
+    )
+    x = torch.stack([x_1, x_2, x_3])
+    kernels = torch.empty(*theta.shape[:2], *layer.kernel_size, dtype=torch.float64)
+    for b in range(theta.shape[0]):
+        for n, orders in enumerate(basis_orders(layer.order, 3)):
+            t_1, t_2, t_3 = theta[b, n].tolist()
+            generator = torch.tensor([[0, -t_3, t_2], [t_3, 0, -t_1], [-t_2, t_1, 0]], dtype=torch.float64)
+            u = torch.einsum("ij,i...->j...", torch.linalg.matrix_exp(generator), x)
+            profiles = [derivative(u[i] - mu[b, n, i], sigma[b, n, i].item(), orders[i]) for i in range(3)]
+            kernels[b, n] = profiles[0] * profiles[1] * profiles[2]
+    return kernels
+
+
+@pytest.mark.parametrize("rotation", ["axis_angle", "none"])
+@pytest.mark.parametrize(("order", "kernel_size"), [(0, 3), (2, (3, 5, 7)), (3, 5)])
+def test_kernels_of_volumes_equal_the_analytic_derivatives(order, kernel_size, rotation):
+    layer = GaussianDerivativeConv3d(3, 6, kernel_size, order=order, num_bases=3, rotation=rotation).double()
+    torch.testing.assert_close(layer.kernels(), reference_kernels_3d(layer), rtol=1e-9, atol=1e-9)
+
+
+def test_orders_of_a_basis_of_volumes():
+    assert basis_orders(1, 3) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    assert [len(basis_orders(order, 3)) for order in range(4)] == [1, 4, 10, 20]
+    assert GaussianDerivativeConv3d(1, 1, 3).num_kernels == 20
+
+
+def test_turned_about_the_depth_planes_are_turned_images():
+    volumes = GaussianDerivativeConv3d(1, 1, 5, order=1, mu_init=0.0, sigma_init=1.3).double()
+    images = GaussianDerivativeConv2d(1, 1, 5, order=1, mu_init=0.0, sigma_init=1.3, theta_init=0.7).double()
+    with torch.no_grad():
+        volumes.theta.copy_(torch.tensor([0.0, 0.0, 0.7]))
+    for orders in basis_orders(1):
+        plane = volumes.kernels()[0, basis_orders(1, 3).index((*orders, 0)), 2]
+        image = images.kernels()[0, basis_orders(1).index(orders)]
+        torch.testing.assert_close(plane, image / (1.3 * math.sqrt(2 * math.pi)))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 3.0])
+def test_theta_learns_from_any_angle(angle):
+    layer = GaussianDerivativeConv3d(1, 1, 3, order=1, theta_init=angle).double()
+    theta = layer.theta.detach().clone().requires_grad_()
+    rotations = layer._to_own_axes(theta)
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).double().expand_as(rotations))
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(1, 4).double())
+    assert torch.autograd.gradcheck(layer._to_own_axes, theta)
+    layer.kernels().square().sum().backward()
+    assert layer.theta.grad.isfinite().all()
+    assert layer.theta.grad.abs().amin() > 0
+
+
+def test_angles_as_told_about_axes_in_all_directions():
+    layer = GaussianDerivativeConv3d(1, 200, 3, num_bases=100)
+    angles = layer.theta.norm(dim=-1)
+    assert angles.max() <= math.pi
+    assert abs(angles.mean().item() - math.pi / 2) < 0.1
+    assert layer.theta.mean((0, 1)).norm() < 0.2
+    fixed = GaussianDerivativeConv3d(1, 4, 3, theta_init=0.5).theta.norm(dim=-1)
+    torch.testing.assert_close(fixed, torch.full_like(fixed, 0.5))
+
+
+@pytest.mark.parametrize("layer_class", [GaussianDerivativeConv2d, GaussianDerivativeConv3d])
+def test_without_rotation(layer_class):
+    layer = layer_class(2, 4, 3, order=1, rotation="none")
+    assert layer.trainable == ("sigma", "mu")
+    assert {name for name, _ in layer.named_parameters()} == {"raw_sigma", "mu", "omega", "bias"}
+    assert not layer.theta.any()
+    turned = layer_class(2, 4, 3, order=1, trainable=("sigma", "mu"), theta_init=0.0)
+    turned.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(turned.kernels(), layer.kernels())
+    assert "rotation=none" in repr(layer)
+    assert "rotation" not in repr(turned)
+
+
+@pytest.mark.parametrize(("groups", "num_bases", "stride"), [(1, 2, 1), (2, 4, 2)])
+def test_both_orders_of_the_separated_form_agree_on_volumes(groups, num_bases, stride):
+    layer = GaussianDerivativeConv3d(
+        4, 8, 3, stride, padding=(1, 2, 0), groups=groups, num_bases=num_bases, separated=True, order=2
+    ).double()
+    x = torch.randn(2, 4, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer.forward_factorised(x), layer.convolve(x, layer.dense_weight()))
+
+
+def test_order_zero_kernels_of_volumes_sum_to_one():
+    layer = GaussianDerivativeConv3d(1, 1, 15, order=0, sigma_init=(1.0, 2.0), mu_init=0.0)
+    torch.testing.assert_close(layer.kernels().sum((2, 3, 4)), torch.ones(1, 1), rtol=2e-3, atol=2e-3)
+
+
+def test_other_rotations():
+    with pytest.raises(UnknownNameError, match=r"unknown rotation 'euler'\. Valid: axis_angle, none"):
+        create_conv("gaussian", 1, 1, 3, dimensions=3, rotation="euler")
