@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "BaseDataModule": "datamodules.base",
+    "BraTSDataModule": "datamodules.brats",
     "CatsDogsDataModule": "datamodules.cats_dogs",
     "COCODataModule": "datamodules.coco",
     "CelebADataModule": "datamodules.celeba",
@@ -16,6 +17,8 @@ _HOMES = {
     "ImageNetDataModule": "datamodules.imagenet",
     "NucleiDataModule": "datamodules.nuclei",
     "PascalVOCDataModule": "datamodules.voc",
+    "VolumeFolderDataModule": "datamodules.volume_folder",
+    "ToyLesionDataModule": "datamodules.toy_lesions",
 }
 __all__ = list(_HOMES)
 

@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.inference.augmentation import Flip, resize
-from lightning_modules.inference.tiling import SlidingWindow, Spacing, Window
+from lightning_modules.inference.tiling import Border, SlidingWindow, Spacing, Window, continued
 
 Network = Callable[[Tensor], Tensor]
+Fits = Callable[[int], bool]
 Average = Literal["probabilities", "logits"]
 MergeFlips = Literal["average", "mean_logits", "sum_logits"]
 Padding = Literal["mirror", "mean"]
+
+_LARGEST_GRID = 4096  # a network whose outputs fit no side among so many fits none
 
 
 class Inference:
@@ -42,6 +45,10 @@ class Inference:
 
         overlap=0.332, spacing="fixed", padding="mean", shorter_side=512
 
+    A network that pads nothing loses `margin` pixels at each border (`__call__` is told). Images are continued by that,
+    see `border`, and where its grid does not fit them further at their ends, so that its logits cover them. Tiles are
+    then tiles of the result, each predicted from the image around it, and equal the whole without any margin of theirs.
+
     Args:
         tile_size: Pixels of a tile's sides, for all axes or for each; None: whole images. The network sees only tiles
             of this size; for smaller images see `padding`.
@@ -49,12 +56,14 @@ class Inference:
         window: Weights of a tile's pixels: "uniform", "hann" or "gaussian" (`SlidingWindow` has the equations).
         flips: Further views of each tile: "horizontal", "vertical", "depth" (of volumes), "diagonal" (height and width
             exchanged), and products of them such as "horizontal+vertical". The eight views of a square are the tile
-            itself, "horizontal", "vertical", "diagonal" and the four products of these.
+            itself, "horizontal", "vertical", "diagonal" and the four products of these. Of volumes (X, Y, Z) "depth"
+            reverses X, "vertical" Y and "horizontal" Z.
         scales: Factors of the image's size; 1 for the image itself, which is not included by itself.
         batch_size: Tiles in a pass. Whole images go through as they are given.
         average: What is averaged over tiles and scales.
-        margin: Pixels at the inner borders of tiles that count nothing. Half the receptive field (`convsuite describe`
-            prints it) plus `align` makes the result of tiles that of the whole image (`tiling` says when and why).
+        margin: Pixels at the inner borders of tiles that count nothing, for networks that pad. Half the receptive field
+            (`convsuite describe` prints it) plus `align` makes the result of tiles that of the whole image (`tiling`
+            says when and why).
         align: Tiles start at multiples of this; set it to the network's downsampling factor.
         merge_flips: "average": as tiles and scales are. "mean_logits": the mean of the logits, also where probabilities
             are averaged otherwise. "sum_logits": their sum, which makes a tile's probabilities sharper than each
@@ -64,6 +73,8 @@ class Inference:
             it in the middle of zeros, the mean colour of normalised images.
         shorter_side: `scales` are factors of the image resized to this many pixels along its shortest axis; None: of
             the image itself.
+        border: What a network that pads nothing sees beyond the image: "zeros", as it does in training on patches with
+            the image around them, or the image's "mirror" image.
 
     Raises:
         ValueError: An option is out of its range; the message names it.
@@ -84,8 +95,14 @@ class Inference:
         spacing: Spacing = "even",
         padding: Padding = "mirror",
         shorter_side: int | None = None,
+        border: Border = "zeros",
     ) -> None:
-        given = {"average": (average, Average), "merge_flips": (merge_flips, MergeFlips), "padding": (padding, Padding)}
+        given = {
+            "average": (average, Average),
+            "merge_flips": (merge_flips, MergeFlips),
+            "padding": (padding, Padding),
+            "border": (border, Border),
+        }
         for name, (value, choices) in given.items():
             if value not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
@@ -102,36 +119,52 @@ class Inference:
         self.merge_flips = merge_flips
         self.padding = padding
         self.shorter_side = shorter_side
+        self.border: Border = border
         self.tiles: SlidingWindow | None = None
         if tile_size is not None:
             self.tiles = SlidingWindow(tile_size, overlap, window, margin, align, batch_size, spacing)
 
     @torch.no_grad()
-    def __call__(self, network: Network, images: Tensor) -> Tensor:
+    def __call__(self, network: Network, images: Tensor, margin: int = 0, fits: Fits | None = None) -> Tensor:
         """Log-probabilities or logits (N, K, *size), float32, of images (N, C, *size).
 
         Args:
-            network: Maps images to logits of the same spatial size; a module must be in evaluation mode.
+            network: Maps images to logits, of the same spatial size or smaller by `margin`; a module must be in
+                evaluation mode.
             images: As the network wants them, normalised and on its device.
+            margin: Pixels that the logits are smaller than the network's input at each border.
+            fits: Whether the network can give so many pixels along an axis; None: it can give any number.
 
         Raises:
-            ValueError: `images` are no batch of images, or the network's output does not fit them.
+            ValueError: `images` are no batch of images, the network's output does not fit them, or it can give no tiles
+                of `tile_size`.
         """
         if images.ndim not in (4, 5) or 0 in images.shape:
             raise ValueError(f"images must be (N, C, H, W) or (N, C, D, H, W), got shape {tuple(images.shape)}")
+        logits_of = partial(self._logits, network, margin)
+        cover = partial(self._whole, margin, fits) if self.tiles is None else partial(self._in_tiles, margin, fits)
         if self.tiles is None and len(self.views) == 1 and set(self.scales) == {1} and self.shorter_side is None:
-            logits = self._logits(network, images)
+            logits = cover(logits_of, images)
             return F.log_softmax(logits, dim=1) if self.average == "probabilities" else logits
-        mean = _sum(self._at_scale(network, images, scale) for scale in self.scales) / len(self.scales)
+        predict = partial(cover, partial(self._merged_views, logits_of))
+        mean = _sum(self._at_scale(predict, images, scale) for scale in self.scales) / len(self.scales)
         if self.average == "logits":
             return mean
         return mean.clamp_(torch.finfo(mean.dtype).tiny, 1).log_()
 
-    def _at_scale(self, network: Network, images: Tensor, scale: float) -> Tensor:
+    def _at_scale(self, predict: Network, images: Tensor, scale: float) -> Tensor:
         size = images.shape[2:]
         scaled = resize(images.float(), self._scaled(size, scale)).to(images.dtype)
-        predict = partial(self._merged_views, network)
-        return resize(predict(scaled) if self.tiles is None else self._in_tiles(self.tiles, predict, scaled), size)
+        return resize(predict(scaled), size)
+
+    def _whole(self, margin: int, fits: Fits | None, predict: Network, images: Tensor) -> Tensor:
+        """What `predict` says of whole images, continued so that its maps cover them."""
+        size = images.shape[2:]
+        covering = [n if fits is None else _fitting(n, fits) for n in size]
+        if not margin and covering == [*size]:
+            return predict(images)
+        maps = predict(continued(images, covering, margin, self.border))
+        return maps[:, :, *map(slice, size)]
 
     def _scaled(self, size: Sequence[int], scale: float) -> list[int]:
         if self.shorter_side is None:
@@ -139,33 +172,40 @@ class Inference:
         side = max(1, int(scale * self.shorter_side))
         return [side * n // min(size) for n in size]  # rounded down, as torchvision's resizing of images does
 
-    def _in_tiles(self, tiles: SlidingWindow, predict: Network, images: Tensor) -> Tensor:
+    def _in_tiles(self, margin: int, fits: Fits | None, predict: Network, images: Tensor) -> Tensor:
+        tiles = self.tiles
+        assert tiles is not None
+        if fits is not None:
+            for layout in tiles.layouts:
+                _check_tile_size(layout.tile_size, fits)
+        border: Border = self.border if margin else "mirror"
         if self.padding == "mirror":
-            return tiles(predict, images)
+            return tiles(predict, images, margin, border)
         size = images.shape[2:]
         missing = [max(layout.tile_size - n, 0) for n, layout in zip(size, tiles.layouts_of(images), strict=True)]
         borders = [border for m in reversed(missing) for border in (m // 2, m - m // 2)]  # of the last axis first
-        maps = tiles(predict, F.pad(images, borders))
+        maps = tiles(predict, F.pad(images, borders), margin, border)
         return maps[:, :, *(slice(m // 2, m // 2 + n) for n, m in zip(size, missing, strict=True))]
 
-    def _merged_views(self, network: Network, images: Tensor) -> Tensor:
+    def _merged_views(self, logits_of: Network, images: Tensor) -> Tensor:
         """Probabilities or logits of images or tiles, from all views of them."""
         if self.merge_flips == "average":
-            return _sum(map(self._averaged, self._logits_of_views(network, images))) / len(self.views)
-        total = _sum(self._logits_of_views(network, images))
+            return _sum(map(self._averaged, self._logits_of_views(logits_of, images))) / len(self.views)
+        total = _sum(self._logits_of_views(logits_of, images))
         return self._averaged(total if self.merge_flips == "sum_logits" else total / len(self.views))
 
-    def _logits_of_views(self, network: Network, images: Tensor) -> Iterator[Tensor]:
+    def _logits_of_views(self, logits_of: Network, images: Tensor) -> Iterator[Tensor]:
         for view in self.views:
-            yield view.undo(self._logits(network, view.apply(images)))
+            yield view.undo(logits_of(view.apply(images)))
 
-    def _logits(self, network: Network, images: Tensor) -> Tensor:
+    def _logits(self, network: Network, margin: int, images: Tensor) -> Tensor:
         logits = network(images)
-        if len(logits) != len(images) or logits.shape[2:] != images.shape[2:]:
+        if len(logits) != len(images) or [*logits.shape[2:]] != [n - 2 * margin for n in images.shape[2:]]:
+            less = f" less its margin of {margin} at each border" if margin else ""
             raise ValueError(
                 f"the network gave maps of {_sides(logits)} for images of {_sides(images)} (output shape "
                 f"{tuple(logits.shape)} for input shape {tuple(images.shape)}): it must give one map a class at its "
-                "input's size. Use padded convolutions, or a tile_size that the network keeps"
+                f"input's size{less}. Use padded convolutions, or a tile_size that the network keeps"
             )
         if self.average == "probabilities" and logits.shape[1] == 1:
             raise ValueError(
@@ -176,6 +216,22 @@ class Inference:
 
     def _averaged(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1) if self.average == "probabilities" else logits
+
+
+def _fitting(side: int, fits: Fits) -> int:
+    """The least side of an output, `side` or more, that a network can give."""
+    for candidate in range(side, side + _LARGEST_GRID):
+        if fits(candidate):
+            return candidate
+    raise ValueError(f"the network can give no output of {side} to {side + _LARGEST_GRID - 1} pixels a side")
+
+
+def _check_tile_size(side: int, fits: Fits) -> None:
+    if fits(side):
+        return
+    nearest = [next((n for n in range(side, 0, -1) if fits(n)), None), _fitting(side, fits)]
+    offered = " or ".join(str(n) for n in nearest if n is not None)
+    raise ValueError(f"the network can give no tile of tile_size {side} along an axis: the nearest are {offered}")
 
 
 def _sum(maps: Iterable[Tensor]) -> Tensor:

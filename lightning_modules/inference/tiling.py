@@ -13,6 +13,9 @@ A tile's result equals that of the whole image where two things hold, for a netw
 `align` and `margin` see to them. With both the average is the result of the whole image, the image's own borders
 included; this is the overlap-tile strategy of the original U-Net. (Where the image's size is no multiple of `align`, it
 is continued by a few pixels: within the receptive field of its end, whole images differ by what the network does then.)
+
+A network that pads nothing gives less than it is shown. Its tiles are tiles of the result, and each is predicted from a
+larger part of the image, or of what continues it: the second of the two conditions is met by itself.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Window = Literal["uniform", "hann", "gaussian"]
 Spacing = Literal["even", "fixed"]
+Border = Literal["zeros", "mirror"]
 
 _ROUNDING = 1e-6  # 10 * (1 - 0.9) is a little below 1
 
@@ -94,23 +99,28 @@ class SlidingWindow:
         self.align = align
         self.batch_size = batch_size
 
-    def __call__(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def __call__(
+        self, predict: Callable[[Tensor], Tensor], images: Tensor, lost: int = 0, border: Border = "mirror"
+    ) -> Tensor:
         """The averages (N, K, *size) for images (N, C, *size).
 
         Args:
-            predict: Maps tiles (B, C, *tile_size), B at most `batch_size`, to float32 maps (B, K, *tile_size).
+            predict: Maps (B, C, *(tile_size + 2 * lost)), B at most `batch_size`, to float32 maps (B, K, *tile_size).
             images: (N, C, H, W), or (N, C, D, H, W).
+            lost: Pixels around a tile that `predict` needs besides, at each border.
+            border: What continues the images, see `continued`.
 
         Raises:
             ValueError: `tile_size` has another number of axes than the images.
         """
         axes = self._axes(images)
-        continued = continue_mirrored(images, [axis.end for axis in axes])
+        images_around = continued(images, [axis.end for axis in axes], lost, border)
         tiles = list(_tiles(len(images), axes))
         result: Tensor | None = None
         for first in range(0, len(tiles), self.batch_size):
             batch = tiles[first : first + self.batch_size]
-            values = predict(torch.cat([continued[tile.image : tile.image + 1, :, *tile.region] for tile in batch]))
+            parts = [images_around[tile.image : tile.image + 1, :, *_enlarged(tile.region, lost)] for tile in batch]
+            values = predict(torch.cat(parts))
             if result is None:
                 result = values.new_zeros(len(images), values.shape[1], *images.shape[2:])
             for tile, value in zip(batch, values, strict=True):
@@ -232,15 +242,31 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
     return a[..., None] * b
 
 
-def continue_mirrored(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (N, C, *smaller or equal) continued at the end of each axis to `size`.
+def _enlarged(region: Sequence[slice], lost: int) -> list[slice]:
+    """A region with what is around it, in images that begin `lost` pixels earlier."""
+    return [slice(along.start, along.stop + 2 * lost) for along in region]
 
-    They are mirrored at their last pixel, which is not repeated, and again at their first, as often as it takes; an
-    axis of one pixel repeats it.
+
+def continued(images: Tensor, size: Sequence[int], lost: int, border: Border) -> Tensor:
+    """Images (N, C, *smaller or equal) continued at the end of each axis to `size`, then at all ends by `lost` pixels.
+
+    With zeros, or as `continue_mirrored` does.
+    """
+    if border == "mirror":
+        return continue_mirrored(images, size, lost)
+    added = [(lost, lost + new - old) for old, new in zip(images.shape[2:], size, strict=True)]
+    return F.pad(images, [pixels for ends in reversed(added) for pixels in ends])
+
+
+def continue_mirrored(images: Tensor, size: Sequence[int], lost: int = 0) -> Tensor:
+    """Images (N, C, *smaller or equal) continued at the end of each axis to `size`, then at all ends by `lost` pixels.
+
+    They are mirrored at their last pixel, which is not repeated, and at their first, as often as it takes; an axis of
+    one pixel repeats it.
     """
     for axis, (old, new) in enumerate(zip(images.shape[2:], size, strict=True), start=2):
-        if new > old:
+        if new > old or lost:
             period = max(2 * (old - 1), 1)
-            place = torch.arange(new, device=images.device) % period
+            place = torch.arange(-lost, new + lost, device=images.device).abs() % period
             images = images.index_select(axis, torch.minimum(place, period - place))
     return images

@@ -72,6 +72,7 @@ figures:
   both: {kind: curves, rows: [one], metrics: [val/fid, val/coverage]}
   samples: {kind: samples, columns: [plain], epochs: [1, last], crop: 2}
   together: {kind: curves_with_samples, rows: [one], epochs: [1, last]}
+  overlays: {kind: overlays}
 """
 
 
@@ -117,3 +118,9 @@ def write_samples(run_folder: Path, epochs: Sequence[int], size: int = 64, side:
         picture[top : top + size, left : left + size] = 10 * row + column
     for epoch in epochs:
         Image.fromarray(picture).save(folder / f"epoch_{epoch:04d}.png")
+
+
+def write_overlays(run_folder: Path, size: tuple[int, int], grey: int) -> None:
+    """A picture of a test, height times width, of one grey."""
+    (run_folder / "media").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), grey, np.uint8)).save(run_folder / "media" / "overlays_test.png")

@@ -1,0 +1,106 @@
+"""From a subject's files to its `Volume`: checked, brought to one grid by MONAI, normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.geometry import native_transforms
+from datamodules.image_folder import DamagedFileError
+from datamodules.volume_files import (
+    SubjectFiles,
+    check_anisotropy,
+    check_finite,
+    check_headers,
+    check_labels,
+    read_header,
+    read_voxels,
+)
+from datamodules.volume_intensity import Intensity, normalise_intensity
+from datamodules.volumes import Volume
+
+
+@dataclass(frozen=True)
+class VolumeReader:
+    """How a subject is read.
+
+    Attributes:
+        orientation: Axis codes, such as "RAS"; None: as stored.
+        spacing: mm between voxels along the axes of the result; None: as stored.
+        max_anisotropy: How many times as long as wide a voxel may be where `spacing` does not say; None: any.
+        crop_foreground: Crop to the box outside of which all modalities are 0.
+        intensity: See `normalise_intensity`, which sees the volume as resampled and cropped.
+    """
+
+    orientation: str | None = "RAS"
+    spacing: tuple[float, ...] | None = None
+    max_anisotropy: float | None = None
+    crop_foreground: bool = False
+    intensity: Intensity = "zscore_nonzero"
+
+    def read(self, files: SubjectFiles) -> Volume:
+        """A subject's volume.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            DamagedFileError: A file is truncated, or not what it should be; the message names it and the mend.
+        """
+        headers = [read_header(path) for path in files.paths]
+        check_headers(headers)
+        if self.max_anisotropy is not None and self.spacing is None:
+            check_anisotropy(headers[0], self.max_anisotropy)
+        image, mask = self._on_one_grid(files)
+        if not image.isfinite().all():
+            for path in files.images.values():
+                check_finite(path)
+        if not image.any():
+            raise DamagedFileError(
+                f"{headers[0].path} and the other images of {files.subject} are 0 everywhere: fetch them again, or "
+                "leave this subject out."
+            )
+        affine = image.affine.double().clone()
+        classes = None if mask is None else _classes(mask, files)
+        image = normalise_intensity(image.as_tensor().contiguous(), self.intensity)
+        return Volume(files.subject, files.site, image, classes, affine)
+
+    def bytes_of(self, files: SubjectFiles) -> int:
+        """How much memory a subject takes before it is cropped, from a header alone.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            DamagedFileError: It is no volume.
+        """
+        header = read_header(files.paths[0])
+        voxels = prod(header.shape)
+        if self.spacing is not None:
+            voxels = round(voxels * float(header.spacing.prod()) / prod(self.spacing))
+        return voxels * (4 * len(files.images) + (files.mask is not None))
+
+    def _on_one_grid(self, files: SubjectFiles) -> tuple[Any, Tensor | None]:
+        """The image, a `MetaTensor` (C, X, Y, Z), and the values of the mask, float32 (X, Y, Z)."""
+        # Numbers, because a modality may have any name, "mask" too.
+        scans = {f"scan_{number}": path for number, path in enumerate(files.images.values())}
+        mask_key, masks = (None, {}) if files.mask is None else ("mask", {"mask": files.mask})
+        transforms = native_transforms(list(scans), mask_key, self.orientation, self.spacing, self.crop_foreground)
+        try:
+            found: Any = transforms({**scans, **masks})
+        except Exception:
+            for path in files.paths:  # raises for the file that is damaged, by its name
+                read_voxels(path)
+            raise
+        return found["image"], None if mask_key is None else found[mask_key].as_tensor()[0]
+
+
+def _classes(values: Tensor, files: SubjectFiles) -> Tensor:
+    """The class of each voxel, uint8, from the values in the mask's file."""
+    table = torch.full((257,), -1, dtype=torch.int16)  # the last for what is no whole number from 0 to 255
+    table[list(files.classes)] = torch.tensor(list(files.classes.values()), dtype=torch.int16)
+    is_byte = (values == values.round()) & (values >= 0) & (values <= 255)
+    classes = table[torch.where(is_byte, values, 256).int()]
+    if files.mask is not None and (classes < 0).any():
+        check_labels(files.mask, files.classes)
+    return classes.to(torch.uint8)

@@ -1,0 +1,49 @@
+"""Normalisation of a subject's scans by their own voxels."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.volume_intensity import normalise_intensity
+
+
+def image() -> torch.Tensor:
+    """Two channels of other scales; a third of the first is 0."""
+    channels = torch.from_numpy(np.random.default_rng(0).uniform(10, 20, (2, 9, 8, 7)).astype(np.float32))
+    channels[0, :3] = 0
+    channels[1] *= 1000
+    return channels
+
+
+def test_zscore_of_all_voxels():
+    found = normalise_intensity(image(), "zscore")
+    assert found.mean((1, 2, 3)).tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert found.std((1, 2, 3), correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_zscore_of_what_is_not_0_leaves_the_rest_0():
+    found = normalise_intensity(image(), "zscore_nonzero")
+    inside = found[0, 3:]
+    assert (inside.mean().item(), inside.std(correction=0).item()) == pytest.approx((0, 1), abs=1e-5)
+    assert not found[0, :3].any()
+    assert torch.allclose(found[1], normalise_intensity(image(), "zscore")[1])
+
+
+def test_percentiles_become_0_and_1():
+    for intensity, voxels in (("percentiles", image()[0]), ("percentiles_nonzero", image()[0, 3:])):
+        low, high = np.percentile(voxels.numpy(), (0.5, 99.5))
+        found = normalise_intensity(image(), intensity)
+        expected = ((image()[0] - low) / (high - low)).clamp(0, 1)
+        assert torch.allclose(found[0, 3:], expected[3:], atol=1e-6)
+        assert (found.min().item(), found.max().item()) == (0, 1)
+    assert not found[0, :3].any()
+
+
+@pytest.mark.parametrize("intensity", ["zscore", "zscore_nonzero", "percentiles", "percentiles_nonzero"])
+def test_channels_without_contrast_become_0(intensity):
+    channels = torch.stack([torch.zeros(3, 3, 3), torch.full((3, 3, 3), 7.0)])
+    assert not normalise_intensity(channels, intensity).any()
+
+
+def test_none_changes_nothing():
+    assert torch.equal(normalise_intensity(image(), "none"), image())

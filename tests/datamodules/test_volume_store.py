@@ -1,0 +1,139 @@
+"""Volumes that are read once: in memory, and in files that are mapped."""
+
+import errno
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.image_folder import DamagedFileError
+from datamodules.memory_map import CacheError
+from datamodules.volume_files import SubjectFiles
+from datamodules.volume_reader import VolumeReader
+from datamodules.volume_store import GIB, MappedVolumes, open_volumes
+from datamodules.volumes import InMemoryVolumes, Volume
+from tests.helpers.volumes import labels, scan, write_nifti
+
+READER = VolumeReader()
+
+
+def subjects(folder: Path) -> list[SubjectFiles]:
+    """Two with masks and one without."""
+    found = []
+    for name, site in (("b", "Rome"), ("a", None), ("c", "Bern")):
+        images = {"t1": write_nifti(folder / name / "t1.nii.gz", scan(name))}
+        mask = write_nifti(folder / name / "seg.nii.gz", labels(name)) if name != "c" else None
+        found.append(SubjectFiles(name, name, site, images, mask, {0: 0, 1: 1, 2: 2, 4: 3}))
+    return found
+
+
+def equal(one: Volume, other: Volume) -> bool:
+    masks = one.mask is None if other.mask is None else torch.equal(one.mask, other.mask)
+    same = torch.equal(one.image, other.image) and torch.equal(one.affine, other.affine)
+    return same and masks and (one.subject, one.site) == (other.subject, other.site)
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    def read(self, files):
+        raise AssertionError(f"{files.subject} is read again")
+
+    return lambda: monkeypatch.setattr(VolumeReader, "read", read)
+
+
+def test_what_fits_is_held_in_memory(tmp_path):
+    files = subjects(tmp_path)
+    limit = sum(map(READER.bytes_of, files)) / GIB
+    store = open_volumes(files, READER, limit, tmp_path / "cache")
+    assert isinstance(store, InMemoryVolumes)
+    assert not (tmp_path / "cache").exists()
+    assert isinstance(open_volumes(files, READER, 0.99 * limit, tmp_path / "cache"), MappedVolumes)
+
+
+def test_mapped_volumes_are_those_in_memory(tmp_path):
+    files = subjects(tmp_path)
+    held, mapped = (open_volumes(files, READER, limit, tmp_path / "cache") for limit in (1, 0))
+    assert list(mapped.subjects) == list(held.subjects) == ["b", "a", "c"]
+    assert list(mapped.sites) == list(held.sites) == ["Rome", None, "Bern"]
+    assert len(mapped) == 3
+    assert all(equal(mapped[i], held[i]) for i in range(3))
+    assert mapped[0] is mapped[0]
+    assert mapped.digest() == held.digest()
+    assert MappedVolumes(files[::-1], READER, tmp_path / "cache" / "volumes").digest() != held.digest()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_subjects_are_read_once_for_the_same_files_and_settings(tmp_path, no_reading):
+    files = subjects(tmp_path)
+    MappedVolumes(files, READER, tmp_path / "cache")
+    no_reading()
+    MappedVolumes(files[1:], READER, tmp_path / "cache")
+    for reader in (replace(READER, intensity="none"), replace(READER, spacing=(1.0, 1.0, 2.0))):
+        with pytest.raises(AssertionError, match="b is read again"):
+            MappedVolumes(files[:1], reader, tmp_path / "cache")
+    os.utime(files[0].images["t1"], ns=(1, 1))
+    with pytest.raises(AssertionError, match="b is read again"):
+        MappedVolumes(files, READER, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "record"])
+def test_damaged_arrays_are_written_anew(tmp_path, damage):
+    files = subjects(tmp_path)[:1]
+    expected = READER.read(files[0])
+    store = MappedVolumes(files, READER, tmp_path / "cache")
+    image, record = (next((tmp_path / "cache").glob(pattern)) for pattern in ("*.image.npy", "*.json"))
+    if damage == "truncated":
+        image.write_bytes(image.read_bytes()[:-100])
+    elif damage == "deleted":
+        image.unlink()
+    else:
+        record.write_text('{"subject"')
+    with pytest.raises(CacheError, match="deleted or damaged: start again"):
+        _ = store[0]
+    assert equal(MappedVolumes(files, READER, tmp_path / "cache")[0], expected)
+
+
+def test_writing_into_a_volume_does_not_reach_the_file(tmp_path):
+    files = subjects(tmp_path)[:1]
+    volume = MappedVolumes(files, READER, tmp_path / "cache")[0]
+    volume.image.zero_()
+    assert equal(MappedVolumes(files, READER, tmp_path / "cache")[0], READER.read(files[0]))
+
+
+def test_a_copy_for_another_process_carries_no_voxels(tmp_path):
+    store = MappedVolumes(subjects(tmp_path), READER, tmp_path / "cache")
+    assert store[0].image.any()
+    content = pickle.dumps(store)
+    assert len(content) < 2000
+    assert equal(pickle.loads(content)[0], store[0])
+
+
+def test_a_damaged_subject_leaves_the_others_written(tmp_path, no_reading):
+    files = subjects(tmp_path)
+    whole = files[2].images["t1"].read_bytes()
+    files[2].images["t1"].write_bytes(whole[:200])
+    with pytest.raises(DamagedFileError, match=r"c/t1\.nii\.gz is truncated"):
+        MappedVolumes(files, READER, tmp_path / "cache")
+    no_reading()
+    MappedVolumes(files[:2], READER, tmp_path / "cache")
+
+
+def test_a_full_disk_leaves_nothing_half(tmp_path, monkeypatch):
+    def full(file, array):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(CacheError, match=r"Cannot write .*: No space left on device\. Set cache_root"):
+        MappedVolumes(subjects(tmp_path), READER, tmp_path / "cache")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(CacheError, match=r"Cannot write .*cache/volumes.* or raise memory_limit"):
+        open_volumes(subjects(tmp_path), READER, 0, tmp_path / "cache")
