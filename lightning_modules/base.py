@@ -28,6 +28,9 @@ OptimizerCallable = Callable[[Iterable], Optimizer]
 LRSchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss, or the weights after an update, were not finite; the message names the step."""
 
@@ -112,14 +115,16 @@ class BaseTask(LightningModule):
         check_name("select", select or "best", ("best", "last"))
         if select == "last":
             self.monitor = None
-        self.save_hyperparameters(ignore=["optimizer", "discriminator_optimizer", "lr_scheduler", "inference"])
+        self.save_hyperparameters(
+            ignore=["optimizer", "discriminator_optimizer", "lr_scheduler", "inference", "subject_measures"]
+        )
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.geometry_lr_factor = geometry_lr_factor
         self.is_pretrained = bool((model_options or {}).get("pretrained"))
         self.starting_point = starting_point(init_from, init_skip or (), bool(fit_replaced), self.is_pretrained)
         self.network_spec = self._network_spec(model, conv, in_channels, num_classes, dict(model_options or {}))
-        self.network: nn.Module = create_model(**self.network_spec).to(memory_format=torch.channels_last)
+        self.network = to_channels_last(create_model(**self.network_spec))
         self.holds_weights = False  # others than the network was built with
         self.started_from: str | None = None  # SHA-256 of the file of init_from
         self.trainable = trainable
@@ -292,6 +297,19 @@ class BaseTask(LightningModule):
             ) from error
         self.holds_weights = True
         return loaded
+
+
+def to_channels_last(network: nn.Module) -> nn.Module:
+    """The network, its filters in the memory order that convolutions of images, or of volumes, are fastest with."""
+    if getattr(network, "dimensions", 2) == 2:
+        return network.to(memory_format=torch.channels_last)
+    for tensor in (
+        *network.parameters(),
+        *network.buffers(),
+    ):  # of which `Module.to` would take all for volumes' filters
+        if tensor.ndim in _CHANNELS_LAST:
+            tensor.data = tensor.data.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim])
+    return network
 
 
 def _finite(value: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The figures of a grid: curves, drawn from the tracked file, and samples, from the media of the run folders."""
+"""The figures of a grid: curves, drawn from the tracked file; samples and overlays, from the media of run folders."""
 
 from __future__ import annotations
 
@@ -88,24 +88,49 @@ class Content:
             if cells
         }
 
+    @cached_property
+    def overlays(self) -> dict[Place, np.ndarray | None]:
+        """For each place with a finished cell the overlays of its first seed's test, uint8 (H, W, 3); None: not there.
+
+        `SegmentationOverlays` draws them.
+        """
+        places = {place: self.grid.run_folder(cells[0]) for place, cells in self.cells.items() if cells}
+        return {place: _read_picture(folder / "media" / "overlays_test.png") for place, folder in places.items()}
+
     @property
     def lost(self) -> list[str]:
-        """The finished cells whose samples are shown, but not there."""
-        if "epochs" not in FIGURE_KINDS[self.settings.kind]:
-            return []
-        return [self.cells[place][0].name for place, pictures in self.samples.items() if not any(pictures)]
+        """The finished cells whose pictures are shown, but not there."""
+        return [self.cells[place][0].name for place, is_there in self._pictured.items() if not is_there]
 
     @property
     def is_empty(self) -> bool:
         if "metrics" in FIGURE_KINDS[self.settings.kind]:
             return not any(self.cells.values())
-        return not any(any(pictures) for pictures in self.samples.values())
+        return not any(self._pictured.values())
+
+    @property
+    def _pictured(self) -> dict[Place, bool]:
+        """Places with a finished cell, and whether what the figure takes from its run folder is there."""
+        if self.settings.kind == "overlays":
+            return {place: picture is not None for place, picture in self.overlays.items()}
+        if "epochs" in FIGURE_KINDS[self.settings.kind]:
+            return {place: any(pictures) for place, pictures in self.samples.items()}
+        return {}
+
+
+def _read_picture(path: Path) -> np.ndarray | None:
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def draw_figures(grid: Grid, results: Results, curves: Curves | None) -> Iterator[str]:
     """Draw the figures of `grid`, one after the other; what became of each, as a line of text.
 
-    A figure whose samples are lost, because the run folders are not here, is left as it is.
+    A figure whose pictures are lost, because the run folders are not here, is left as it is.
     """
     for name, settings in grid.figures.items():
         path = Path(grid.images or grid.folder) / f"{name}.png"
@@ -115,7 +140,8 @@ def draw_figures(grid: Grid, results: Results, curves: Curves | None) -> Iterato
 def _draw(path: Path, content: Content) -> str:
     if content.is_empty:
         return "nothing to show yet"
-    lost = f"; no samples in the run folders of {', '.join(content.lost)}" if content.lost else ""
+    shown = "overlays" if content.settings.kind == "overlays" else "samples"
+    lost = f"; no {shown} in the run folders of {', '.join(content.lost)}" if content.lost else ""
     if lost and path.is_file():
         return f"stays as it is{lost}"
     with drawing(path.stem):
@@ -278,8 +304,24 @@ def _show(axes: Axes, picture: SamplePicture | None) -> None:
         axes.imshow(picture.pixels, interpolation="antialiased")
 
 
+def draw_overlays(content: Content) -> Figure:
+    """A panel for each column of the grid, in it the overlays of the rows, one above the other."""
+    found = [picture for picture in content.overlays.values() if picture is not None]
+    height, width = (max(picture.shape[axis] for picture in found) for axis in (0, 1))
+    panels = {}
+    for column in content.columns:
+        panel = np.full((len(content.rows), height, width, 3), 255, np.uint8)
+        for place, row in enumerate(content.rows):
+            picture = content.overlays.get((row, column))
+            if picture is not None:
+                panel[place, : len(picture), : picture.shape[1]] = picture
+        panels[content.grid.columns[column].label] = panel.reshape(-1, width, 3)
+    return draw_panels(panels, [content.grid.rows[row].label for row in content.rows])
+
+
 _KINDS: dict[str, Callable[[Content], Figure]] = {
     "curves": draw_curves,
     "samples": draw_samples,
     "curves_with_samples": draw_curves_with_samples,
+    "overlays": draw_overlays,
 }

@@ -90,6 +90,7 @@ FIGURE_KINDS = {
     "curves": {"metrics", "rows", "columns"},
     "samples": {"epochs", "crop", "rows", "columns"},
     "curves_with_samples": {"metrics", "epochs", "crop", "rows", "columns"},
+    "overlays": {"rows", "columns"},
 }
 """Kind of a figure to the keys that it takes; see `lightning_modules.figures`."""
 

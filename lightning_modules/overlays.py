@@ -26,7 +26,7 @@ _GREY_LEVELS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 _PALE = 0.65  # share of white in the image beneath mistakes
 _RIGHT_FILL, _IGNORED_FILL = 0.4, 0.5
 
-_TITLES = ("Image", "Truth", "Prediction", "Errors")
+_TITLES = ("Truth", "Prediction", "Errors")
 _RIGHT = "{:.1f} % of pixels right"
 _MARGIN, _GAP, _LINE, _SWATCH, _TEXT, _TITLE = 12, 8, 28, 14, 16, 20  # pixels
 _INK, _FAINT = "#1a1a1a", "#5a5a5a"
@@ -43,6 +43,7 @@ class SegmentedImage:
         truth: Classes, uint8 (H, W), or the number of what is ignored.
         prediction: Classes, uint8 (H, W).
         accuracy: Share of right pixels, of the whole image where the picture shows a part; NaN where all are ignored.
+        others: Further images of the same place, uint8 (H, W, 3): other modalities.
     """
 
     index: int
@@ -51,6 +52,7 @@ class SegmentedImage:
     truth: np.ndarray
     prediction: np.ndarray
     accuracy: float
+    others: tuple[np.ndarray, ...] = ()
 
 
 def voc_colour_map(count: int = 256) -> np.ndarray:
@@ -136,20 +138,27 @@ def _blend(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> np.nda
     return ((1 - opacity) * image + opacity * colour).round().astype(np.uint8)
 
 
-def draw_overlays(images: Sequence[SegmentedImage], names: Sequence[str], ignore_index: int = 255) -> np.ndarray:
+def draw_overlays(
+    images: Sequence[SegmentedImage],
+    names: Sequence[str],
+    ignore_index: int = 255,
+    titles: Sequence[str] = ("Image",),
+) -> np.ndarray:
     """A row for each image: itself, its true classes, its predicted ones, its mistakes; uint8 (height, width, 3).
 
     Args:
-        images: One or more; a pixel of each is one of the picture.
+        images: One or more, with the same number of `others`; a pixel of each is one of the picture.
         names: Of the classes. The first is not painted if it is called "background", or has no name but its number.
         ignore_index: What the truth holds where nothing is asked.
+        titles: Of the image and its `others`.
     """
     # Not by matplotlib, which resamples what must not be, and takes several times as long.
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(_TEXT)
     slot = max(*(image.image.shape[1] for image in images), round(font.getlength(_RIGHT.format(100)))) + _GAP
-    lefts = [_MARGIN + place * slot for place in range(len(_TITLES))]
+    titles = (*titles, *_TITLES)
+    lefts = [_MARGIN + place * slot for place in range(len(titles))]
     width = lefts[-1] + slot - _GAP + _MARGIN
     legend = _legend(images, names, ignore_index)
     places = _legend_places(legend, font, width)
@@ -157,7 +166,7 @@ def draw_overlays(images: Sequence[SegmentedImage], names: Sequence[str], ignore
     picture = Image.new("RGB", (width, tops[-1] + places[-1][1] + _LINE + _MARGIN), "white")
     draw = ImageDraw.Draw(picture)
 
-    for title, left in zip(_TITLES, lefts, strict=True):
+    for title, left in zip(titles, lefts, strict=True):
         draw.text((left, _MARGIN + _LINE // 2), title, _INK, ImageFont.load_default(_TITLE), anchor="lm")
     for image, top in zip(images, tops, strict=False):
         name = _shortened(image.name, font, lefts[-1] - lefts[0] - _GAP)
@@ -188,6 +197,7 @@ def _panels(image: SegmentedImage, names: Sequence[str], ignore_index: int) -> l
     colours = overlay_colours(count)
     return [
         image.image,
+        *image.others,
         paint_classes(image.image, image.truth, colours, background, ignore_index),
         paint_classes(image.image, image.prediction, colours, background, ignore_index),
         paint_errors(image.image, image.prediction, image.truth, count, background, ignore_index),

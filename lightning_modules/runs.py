@@ -46,7 +46,7 @@ NOT_COMPARED = {
 # Dotted keys of what no evaluation's result depends on. Which checkpoint was evaluated stands in its session.
 NOT_OF_EVALUATIONS = ("ckpt_path", "data.init_args.batch_size")
 # Dotted keys of what may be chosen after training.
-CHOSEN_AFTER_TRAINING = ("model.init_args.inference",)
+CHOSEN_AFTER_TRAINING = ("model.init_args.inference", "model.init_args.subject_measures")
 EVALUATIONS_FOLDER = "evaluations"
 NAMED_OPTIONS = 3  # at most so many in the name of such a folder
 

@@ -17,9 +17,11 @@ from lightning_modules.labels import class_names
 from lightning_modules.losses.segmentation import segmentation_loss
 from lightning_modules.metrics.confusion import Absent, PixelConfusion, segmentation_measures
 from lightning_modules.metrics.instances import InstanceMetrics
+from lightning_modules.metrics.subjects import MeasuredSubject, SubjectMeasures, of_all_processes, subject_means
 from lightning_modules.processes import sum_over_processes
 from models.convs.octave import get_betas
 from models.names import check_name
+from models.voxelwise import window
 
 Batch = dict[str, Any]
 
@@ -30,11 +32,17 @@ TRAIN_CONFUSION = "train_confusion"
 
 
 class SegmentationTask(BaseTask):
-    """A class for every pixel.
+    """A class for every pixel of images, or voxel of volumes.
 
     Batches hold `image` (N, C, H, W) and `mask` int64 (N, H, W), numbers of classes or `ignore_index`; pixels of that
     value are in no loss and no metric. Evaluation batches may hold `instances` int32 (N, H, W), numbered objects, 0 for
-    none.
+    none. Of volumes, images are (N, C, X, Y, Z) and masks (N, X, Y, Z); what is said of pixels holds for voxels.
+
+    Images to train on may show context: reach, at every border, so many pixels beyond their masks. A network that does
+    not pad, whose logits are smaller than the image by its `margin` at every border, needs just that much context
+    (`data.context`). Of one that pads, the logits of the context are left out: they are in no loss. Evaluation is of
+    whole images, with masks of their size; networks that do not pad see them continued at their borders, as `inference`
+    says.
 
     Logs `train/loss`, and `train/pixel_accuracy`, the mean over the batches of an epoch. Both are those of the global
     batch: all its pixels weigh alike, however many are ignored in each process, so that several processes with
@@ -54,6 +62,9 @@ class SegmentationTask(BaseTask):
     - With `instances`, what `lightning_modules.metrics.instances` measures of objects: `<stage>/aji`, `<stage>/pq` ...
       against annotated objects. Where the data have none, the connected components of the true mask take their place,
       which merge objects that touch: `<stage>/aji_components` and so on.
+    - With `subject_measures`, means over subjects of what `lightning_modules.metrics.subjects` measures of each region
+      of each, in mm and ml of the batches' `affine` (N, d + 1, d + 1): `<stage>/subject_dice_<region>`,
+      `<stage>/hd95_<region>`, `<stage>/surface_dice_<region>`, `<stage>/volume_difference_<region>` ...
 
     A class that neither truth nor prediction holds has no IoU and no Dice, one that the truth does not hold has no
     accuracy; `absent` says what becomes of it. A class whose number is `ignore_index` is in no mean.
@@ -64,14 +75,15 @@ class SegmentationTask(BaseTask):
         conv: The convolution variant, a name or `{name: ..., **options}`.
         in_channels: Channels of the images; the command line links it from the data.
         num_classes: Number of classes, K; the command line links it from the data.
-        loss: A name of `lightning_modules.losses.segmentation`: "cross_entropy", "dice" or "focal"; or names with
-            weights, `{cross_entropy: 1, dice: 0.5}`: their sum.
+        loss: A name of `lightning_modules.losses.segmentation`: "cross_entropy", "dice", "generalized_dice", "focal" or
+            "focal_tversky"; or names with weights, `{cross_entropy: 1, dice: 0.5}`: their sum.
         loss_options: Options by name of the loss, `{focal: {gamma: 1}}`.
         ignore_index: Mask value of pixels that are ignored; it may be the number of a class.
         binary: Two classes through one logit: the network is built with one class, and its logit x is that of class 1
             against 0. All that is not the network sees two logits, (0, x), whose softmax is the sigmoid of x.
         inference: How whole images are predicted (tiles, flips, scales) in validation, test and prediction; default:
             in one pass. Checkpoints do not hold it.
+        subject_measures: What is measured of each subject besides; default: nothing. Checkpoints do not hold it.
         instances: How predicted objects are made from the pixels of class 1, as connected "components" or by
             "watershed"; default: objects are not measured.
         min_object_size: Predicted objects of fewer pixels are removed; specks would count as mistakes.
@@ -92,6 +104,7 @@ class SegmentationTask(BaseTask):
 
     Attributes:
         confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (K, K), rows are the truth.
+        subjects: Stage to what was measured in its last epoch of the subjects of all processes, in the data's order.
 
     Raises:
         ValueError: Options that contradict each other; the message names them. In a step: the network's output does not
@@ -114,6 +127,7 @@ class SegmentationTask(BaseTask):
         ignore_index: int = 255,
         binary: bool = False,
         inference: Inference | None = None,
+        subject_measures: SubjectMeasures | None = None,
         instances: Method | None = None,
         min_object_size: int = 0,
         absent: Absent = "skip",
@@ -144,6 +158,8 @@ class SegmentationTask(BaseTask):
             check_name("instances", instances, get_args(Method))
         made = segmentation_loss(loss, loss_options, ignore_index)
         made(torch.zeros(1, num_classes, 1), torch.zeros(1, 1, dtype=torch.int64))  # now, not after a first batch
+        if subject_measures is not None:
+            subject_measures.check_classes(num_classes)
         super().__init__(
             model,
             model_options=model_options,
@@ -164,7 +180,9 @@ class SegmentationTask(BaseTask):
             select=select,
         )
         self.loss = made
-        self.inference = inference
+        self.margin: int = getattr(self.network, "margin", 0)
+        self.inference = Inference(average="logits") if inference is None and self.margin else inference
+        self.subject_measures = subject_measures
         self._check_alignment()
 
     def _check_alignment(self) -> None:
@@ -184,6 +202,8 @@ class SegmentationTask(BaseTask):
         self.val_metrics = self._metrics()
         self.test_metrics = self._metrics()
         self.confusion: dict[str, Tensor] = {}
+        self.subjects: dict[str, list[MeasuredSubject]] = {}
+        self.measured: dict[str, list[MeasuredSubject]] = {"val": [], "test": []}  # by this process, in this epoch
         self.objects_suffix = {"val": "", "test": ""}  # of the names of what is measured of objects
 
     def _metrics(self) -> nn.ModuleDict:
@@ -228,10 +248,13 @@ class SegmentationTask(BaseTask):
         return sum_over_processes(self.train_confusion.confmat)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K, H, W), at the size of the images (N, C, H, W), also of a binary task."""
+        """Logits (N, K, H, W) of images (N, C, H, W), at their size less the network's margin at every border.
+
+        Of a binary task, too, there are two.
+        """
         logits = self.network(images)
         classes = 1 if self.hparams["binary"] else self.hparams["num_classes"]
-        expected = (len(images), classes, *images.shape[2:])
+        expected = (len(images), classes, *(side - 2 * self.margin for side in images.shape[2:]))
         if logits.shape != expected:
             raise ValueError(
                 f"model {self.hparams['model']!r} gives {tuple(logits.shape)} for images {tuple(images.shape)}: "
@@ -240,10 +263,12 @@ class SegmentationTask(BaseTask):
         return torch.cat([torch.zeros_like(logits), logits], 1) if self.hparams["binary"] else logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        context = self._context(batch)
+        self._check_margin(batch, context)
         if batch_idx == 0 or self.device.type == "cpu":  # a GPU would have to be waited for in each batch
-            self._check_masks(batch)
+            self._check_classes(batch)
         mask = batch["mask"]
-        logits = self(batch["image"])
+        logits = window(self(batch["image"]), context - self.margin, mask.shape[1:])
         loss = self.loss(logits, mask, sum_over_processes)
         self.watch(loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -263,7 +288,10 @@ class SegmentationTask(BaseTask):
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return {"file": batch["file"], "prediction": self._infer(batch["image"]).argmax(1).to(torch.uint8)}
+        logits = self._infer(batch["image"])
+        outputs = {"file": batch["file"], "prediction": logits.argmax(1).to(torch.uint8)}
+        # Volumes may have been resampled, and probabilities are what can be resampled on their way back.
+        return outputs if logits.ndim == 4 else {**outputs, "probabilities": logits.softmax(1)}
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -272,11 +300,19 @@ class SegmentationTask(BaseTask):
         self._report("test")
 
     def _infer(self, images: Tensor) -> Tensor:
-        """Logits (N, K, H, W) float32 of whole images."""
-        return (self(images) if self.inference is None else self.inference(self, images)).float()
+        """Logits (N, K, H, W) float32 of whole images, at their size."""
+        if self.inference is None:
+            return self(images).float()
+        unpadded: dict[str, Any] = {"margin": self.margin, "fits": self.network.fits} if self.margin else {}
+        return self.inference(self, images, **unpadded).float()
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        self._check_masks(batch)
+        if self._context(batch):
+            raise ValueError(
+                f"masks {tuple(batch['mask'].shape)} do not fit images {tuple(batch['image'].shape)}: whole images "
+                "are measured, without context"
+            )
+        self._check_classes(batch)
         mask = batch["mask"]
         logits = self._infer(batch["image"])
         prediction = logits.argmax(1)
@@ -287,6 +323,8 @@ class SegmentationTask(BaseTask):
         metrics["confusion"].update(prediction, mask)
         if "objects" in metrics:
             self._measure_objects(logits, prediction, batch, stage)
+        if self.subject_measures is not None:
+            self._measure_subjects(self.subject_measures, prediction, batch, stage)
         return {"prediction": prediction.to(torch.uint8), "mask": mask, "index": batch["index"]}
 
     def _measure_objects(self, logits: Tensor, prediction: Tensor, batch: Batch, stage: str) -> None:
@@ -302,13 +340,46 @@ class SegmentationTask(BaseTask):
             found = label_objects(foreground[i], probability[i], **options)
             metric.update(found, truth[i], mask == self.hparams["ignore_index"])
 
-    def _check_masks(self, batch: Batch) -> None:
-        """Raise `ValueError` where masks are not of the size of their images, or hold a value that is no class."""
-        mask, image, ignored = batch["mask"], batch["image"], self.hparams["ignore_index"]
-        if mask.shape != (len(image), *image.shape[2:]):
+    def _measure_subjects(self, measures: SubjectMeasures, prediction: Tensor, batch: Batch, stage: str) -> None:
+        regions = measures.regions_of(class_names(self.trainer, self.hparams["num_classes"]))
+        options = {
+            "ignore_index": self.hparams["ignore_index"],
+            "with_surfaces": stage == "test" or measures.surfaces_in_validation,
+        }
+        for i, index in enumerate(batch["index"].tolist()):
+            affine = batch["affine"][i] if "affine" in batch else None
+            of_regions = measures(prediction[i], batch["mask"][i], affine, regions, **options)
+            name = batch["file"][i] if "file" in batch else f"#{index}"
+            self.measured[stage].append(MeasuredSubject(index, name, of_regions))
+
+    def _context(self, batch: Batch) -> int:
+        """Pixels that images show beyond their masks, at every border.
+
+        Raises:
+            ValueError: The masks do not lie in the middle of the images.
+        """
+        mask, image = batch["mask"], batch["image"]
+        if mask.ndim == image.ndim - 1 and len(mask) == len(image):
+            excess = {side - masked for side, masked in zip(image.shape[2:], mask.shape[1:], strict=True)}
+            if len(excess) == 1 and min(excess) >= 0 and min(excess) % 2 == 0:
+                return min(excess) // 2
+        raise ValueError(
+            f"masks {tuple(mask.shape)} do not fit images {tuple(image.shape)}: a mask has a class for each pixel, "
+            "but for the context in training, which is the same at every border"
+        )
+
+    def _check_margin(self, batch: Batch, context: int) -> None:
+        """Raise `ValueError` where images to train on show more context than a network that does not pad, or less."""
+        if self.margin and context != self.margin:
             raise ValueError(
-                f"masks {tuple(mask.shape)} do not fit images {tuple(image.shape)}: a mask has a class for each pixel"
+                f"model {self.hparams['model']!r} does not pad: its logits are smaller than the image by {self.margin} "
+                f"pixels at every border, and images {tuple(batch['image'].shape)} show {context} beyond masks "
+                f"{tuple(batch['mask'].shape)}. Set data.context to {self.margin}, or choose a network that pads"
             )
+
+    def _check_classes(self, batch: Batch) -> None:
+        """Raise `ValueError` where masks hold a value that is no class."""
+        mask, ignored = batch["mask"], self.hparams["ignore_index"]
         last = self.hparams["num_classes"] - 1
         is_wrong = ((mask < 0) | (mask > last)) & (mask != ignored)
         if is_wrong.any():
@@ -326,6 +397,10 @@ class SegmentationTask(BaseTask):
             metric.reset()
         confusion = self.confusion[stage] = values.pop("confusion").cpu()
         objects = values.pop("objects", {})
+        if self.subject_measures is not None:
+            subjects = self.subjects[stage] = of_all_processes(self.measured[stage])
+            self.measured[stage] = []
+            values |= {name: torch.tensor(value) for name, value in subject_means(subjects).items()}
         values |= {f"{name}{self.objects_suffix[stage]}": value for name, value in objects.items()}
         means, by_class = segmentation_measures(confusion, self.hparams["ignore_index"], self.hparams["absent"])
         values |= means

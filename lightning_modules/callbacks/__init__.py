@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningDataModule
 
     from lightning_modules.base import BaseTask
 
@@ -20,10 +20,15 @@ _HOMES = {
     "LearningCurves": "learning_curves",
     "MaskWriter": "mask_writer",
     "OctaveContributions": "octave_contributions",
+    "OrthogonalSlices": "orthogonal_slices",
     "PredictionWriter": "predictions",
     "RealAndGenerated": "real_and_generated",
+    "RegionDice": "region_dice",
     "SampleWriter": "sample_writer",
+    "SamplingReport": "sampling_report",
     "SegmentationOverlays": "segmentation_overlays",
+    "SubjectTable": "subject_table",
+    "VolumeWriter": "volume_writer",
     "WandbSummary": "wandb_summary",
     "WorstMistakes": "worst_mistakes",
 }
@@ -44,7 +49,10 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     from lightning_modules.callbacks.confusion_matrix import ConfusionMatrix
     from lightning_modules.callbacks.kernel_pictures import KernelPictures
     from lightning_modules.callbacks.learning_curves import LearningCurves
+    from lightning_modules.callbacks.orthogonal_slices import OrthogonalSlices
+    from lightning_modules.callbacks.sampling_report import SamplingReport
     from lightning_modules.callbacks.segmentation_overlays import SegmentationOverlays
+    from lightning_modules.callbacks.subject_table import SubjectTable
     from lightning_modules.callbacks.wandb_summary import WandbSummary
     from lightning_modules.callbacks.worst_mistakes import WorstMistakes
     from lightning_modules.classification import ClassificationTask
@@ -59,7 +67,8 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     if isinstance(task, ClassificationTask):
         callbacks += [ConfusionMatrix(), WorstMistakes()]
     if isinstance(task, SegmentationTask):
-        callbacks += [ConfusionMatrix(), ClassTable(), SegmentationOverlays()]
+        callbacks += [ConfusionMatrix(), ClassTable(), SubjectTable()]
+        callbacks += [SegmentationOverlays(), OrthogonalSlices(), SamplingReport()]
     return callbacks
 
 
@@ -73,14 +82,17 @@ def _gan_callbacks() -> list[Callback]:
     return [GeneratedSamples(), GANCurves(), RealAndGenerated(), LatentInterpolation(), OctaveContributions()]
 
 
-def prediction_callbacks(task: BaseTask) -> list[Callback]:
-    """What writes the predictions of `task` to its run folder."""
+def prediction_callbacks(task: BaseTask, data: LightningDataModule | None = None) -> list[Callback]:
+    """What writes the predictions of `task` to its run folder, in each subject's own space where `data` knows that."""
     from lightning_modules.callbacks.mask_writer import MaskWriter
     from lightning_modules.callbacks.predictions import PredictionWriter
     from lightning_modules.callbacks.sample_writer import SampleWriter
+    from lightning_modules.callbacks.volume_writer import VolumeWriter
     from lightning_modules.gan import GANTask
     from lightning_modules.segmentation import SegmentationTask
 
     if isinstance(task, GANTask):
         return [SampleWriter()]
-    return [MaskWriter() if isinstance(task, SegmentationTask) else PredictionWriter()]
+    if not isinstance(task, SegmentationTask):
+        return [PredictionWriter()]
+    return [VolumeWriter() if hasattr(data, "to_native") else MaskWriter()]

@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from torch.nn import functional as F
 from models.names import check_name, option_names
 
 Total = Callable[[Tensor], Tensor]
+VolumeWeights = Literal["square", "simple", "uniform"]
+_POWERS = {"square": 2, "simple": 1, "uniform": 0}
 
 
 def own(part: Tensor) -> Tensor:
@@ -94,12 +96,8 @@ def dice(
         include_background: Whether class 0 is in the mean. Without it, images of nothing but background teach nothing.
         total: Makes a process's sum that of all processes.
     """
-    probabilities = _full_precision(logits).flatten(2).softmax(1)
+    probabilities, truth = _probabilities_and_truth(logits, target, ignore_index)
     classes = torch.arange(logits.shape[1], device=logits.device)
-    target = target.flatten(1).unsqueeze(1)
-    is_known = target != ignore_index
-    truth = (target == classes.unsqueeze(1)) & is_known
-    probabilities = probabilities * is_known
     axes, of_region, of_mean = ((2,), own, total) if per_image else ((0, 2), total, own)
     intersection = of_region((probabilities * truth).sum(axes))
     sizes = of_region(truth.sum(axes))
@@ -145,7 +143,105 @@ def focal(
     return _mean(losses, is_known, total)
 
 
-SEGMENTATION_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
+def generalized_dice(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    volume_weights: VolumeWeights = "square",
+    per_image: bool = False,
+    include_background: bool = True,
+    total: Total = own,
+) -> Tensor:
+    """1 - 2 sum_k w_k |A_k B_k| / sum_k w_k (|A_k| + |B_k|) (Sudre et al. 2017), A and B as in `dice`.
+
+    Weights by volume let a small class count as much as a large one. A class that the truth does not hold has no volume
+    to weigh by, and takes the largest weight of the others, as in MONAI: what is wrongly taken for it is a mistake as
+    bad as the worst. Nothing is added to numerator and denominator: weights of volumes are so small (1e-10 for 100,000
+    voxels) that the constants which MONAI adds by default decide its loss. Where the truth holds none of the classes in
+    question, the loss is 0.
+
+    Args:
+        logits: (N, K, ...).
+        target: int64 (N, ...).
+        ignore_index: The target of ignored positions.
+        volume_weights: w of a class with |B| positions: "square", 1 / |B|^2, "simple", 1 / |B|, or "uniform", 1.
+        per_image: Sum up each image by itself, and take the mean over images; else the sums run over the batch.
+        include_background: Whether class 0 is in the sums.
+        total: Makes a process's sum that of all processes.
+
+    Raises:
+        UnknownNameError: Unknown `volume_weights`.
+    """
+    check_name("volume_weights", volume_weights, get_args(VolumeWeights))
+    first = 0 if include_background else 1
+    probabilities, truth = (x[:, first:] for x in _probabilities_and_truth(logits, target, ignore_index))
+    axes, of_region, of_mean = ((2,), own, total) if per_image else ((0, 2), total, own)
+    intersection = of_region((probabilities * truth).sum(axes))
+    sizes = of_region(truth.sum(axes))
+    both = of_region(probabilities.sum(axes)) + sizes
+    weights = sizes.clamp(min=1).to(both.dtype) ** -_POWERS[volume_weights]
+    weights = weights.where(sizes > 0, weights.where(sizes > 0, 0).amax(-1, keepdim=True))
+    is_there = (sizes > 0).any(-1)
+    fraction = 2 * (weights * intersection).sum(-1) / (weights * both).sum(-1).where(is_there, 1)
+    return _mean(1 - fraction, is_there, of_mean)
+
+
+def focal_tversky(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
+    gamma: float = 4 / 3,
+    per_image: bool = False,
+    include_background: bool = True,
+    total: Total = own,
+) -> Tensor:
+    """(1 - T)^(1 / gamma), the mean over classes, of Tversky's index T = TP / (TP + a FP + b FN).
+
+    The index is that of Salehi et al. 2017, the loss that of Abraham and Khan 2019, who take the sum over classes. TP,
+    FP and FN are sums of probabilities. With a = b = 1/2 and gamma 1 it is `dice`. As there, only classes that the
+    truth holds are in the mean; MONAI's `TverskyLoss` has all of them in it, and one without truth counts 1 there,
+    whatever is predicted.
+
+    Args:
+        logits: (N, K, ...).
+        target: int64 (N, ...).
+        ignore_index: The target of ignored positions.
+        false_positive_weight: a, positive: alpha of Salehi and of MONAI, beta of Abraham and Khan.
+        false_negative_weight: b, positive.
+        gamma: Positive; above 1 the loss falls steeply only where T is near 1: what is hard counts more.
+        per_image: As in `dice`.
+        include_background: Whether class 0 is in the mean.
+        total: Makes a process's sum that of all processes.
+
+    Raises:
+        ValueError: An option out of range.
+    """
+    options = {"false_positive_weight": false_positive_weight, "false_negative_weight": false_negative_weight}
+    for name, value in {**options, "gamma": gamma}.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    probabilities, truth = _probabilities_and_truth(logits, target, ignore_index)
+    axes, of_region, of_mean = ((2,), own, total) if per_image else ((0, 2), total, own)
+    hits = of_region((probabilities * truth).sum(axes))
+    sizes = of_region(truth.sum(axes))
+    false_positives, false_negatives = of_region(probabilities.sum(axes)) - hits, sizes - hits
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    is_there = (sizes > 0) & (classes >= (0 if include_background else 1))
+    wrong = false_positive_weight * false_positives + false_negative_weight * false_negatives
+    share = wrong / (hits + wrong).where(is_there, 1)
+    # Away from 0, where powers below 1 have no gradient.
+    return _mean(share.clamp(min=torch.finfo(share.dtype).tiny) ** (1 / gamma), is_there, of_mean)
+
+
+SEGMENTATION_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "dice": dice,
+    "focal": focal,
+    "focal_tversky": focal_tversky,
+    "generalized_dice": generalized_dice,
+}
 
 
 @dataclass(frozen=True)
@@ -200,6 +296,15 @@ def segmentation_loss(
 
 def _full_precision(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _probabilities_and_truth(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Of each class its probabilities and, bool, where it is true, (N, K, positions); both 0 where ignored."""
+    probabilities = _full_precision(logits).flatten(2).softmax(1)
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    target = target.flatten(1).unsqueeze(1)
+    is_known = target != ignore_index
+    return probabilities * is_known, (target == classes.unsqueeze(1)) & is_known
 
 
 def _mean(values: Tensor, counts: Tensor, total: Total) -> Tensor:

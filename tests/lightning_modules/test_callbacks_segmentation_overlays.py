@@ -28,8 +28,8 @@ NAMES = ("background", "nucleus")
 @pytest.fixture
 def drawn(monkeypatch):
     """What would be drawn: a list of (name of the picture, images, names of classes, ignore_index)."""
-    module = "lightning_modules.callbacks.segmentation_overlays"
-    monkeypatch.setattr(f"{module}.draw_overlays", lambda *arguments: arguments)
+    module = "lightning_modules.callbacks.first_images"
+    monkeypatch.setattr(f"{module}.draw_overlays", lambda images, names, ignored, titles: (images, names, ignored))
     calls = []
     monkeypatch.setattr(f"{module}.save_picture", lambda _, name, picture: calls.append((name, *picture)))
     return calls

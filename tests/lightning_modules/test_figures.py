@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_modules.figures import _KINDS, Content, draw_curves, draw_curves_with_samples, draw_figures, draw_samples
+from lightning_modules.figures import (
+    _KINDS,
+    Content,
+    draw_curves,
+    draw_curves_with_samples,
+    draw_figures,
+    draw_overlays,
+    draw_samples,
+)
 from lightning_modules.grid import FIGURE_KINDS, Grid
 from lightning_modules.grid_results import Curves, Results
 from lightning_modules.pictures import drawing
-from tests.helpers.grids import CURVES, finish, write_grid, write_samples
+from tests.helpers.grids import CURVES, finish, write_grid, write_overlays, write_samples
 
 
 class Finished:
@@ -110,6 +118,7 @@ def test_figures_are_files_that_need_no_run_folders(finished):
         "both": "drawn",
         "samples": "nothing to show yet",
         "together": "drawn; no samples in the run folders of one-plain-seed0, one-wide-seed0",
+        "overlays": "nothing to show yet",
     }
     with Image.open("runs/table/curves.png") as picture:
         assert picture.width > picture.height
@@ -117,7 +126,7 @@ def test_figures_are_files_that_need_no_run_folders(finished):
 
 def test_lost_samples_keep_the_figure_that_shows_them(finished):
     finished.write_samples([1, 2, 3])
-    assert set(finished.draw().values()) == {"drawn"}
+    assert finished.draw()["together"] == "drawn"
     before = (finished.grid.folder / "together.png").read_bytes()
     (cell,) = finished.grid.cells(["one"], ["plain"])
     shutil.rmtree(finished.grid.run_folder(cell))
@@ -133,6 +142,29 @@ def test_an_epoch_that_was_not_drawn_is_a_gap(finished):
         _, shown, gap, *_ = draw_curves_with_samples(content).axes
     assert (len(shown.images), len(gap.images)) == (1, 0)
     assert gap.get_title() == "epoch 20"
+
+
+def test_overlays_of_rows_stand_one_above_the_other(finished):
+    plain, wide = (next(iter(finished.grid.cells(["one"], [column]))) for column in ("plain", "wide"))
+    write_overlays(finished.grid.run_folder(plain), (40, 60), grey=10)
+    write_overlays(finished.grid.run_folder(wide), (50, 60), grey=20)
+    with drawing("overlays"):
+        panels = draw_overlays(finished.content("overlays")).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["Plain", "Wide"]
+    for axes, height, grey in zip(panels, (40, 50), (10, 20), strict=True):
+        pixels = np.asarray(axes.images[0].get_array())
+        assert pixels.shape == (100, 60, 3)  # of row two no cell is finished
+        assert (pixels[:height] == grey).all()
+        assert (pixels[height:] == 255).all()
+    assert [text.get_text() for text in panels[0].figure.texts] == ["One", "Two"]
+
+
+def test_lost_overlays_keep_the_figure(finished):
+    (plain,) = finished.grid.cells(["one"], ["plain"])
+    write_overlays(finished.grid.run_folder(plain), (40, 60), grey=10)
+    lost = "; no overlays in the run folders of one-wide-seed0"
+    assert finished.draw()["overlays"] == f"drawn{lost}"
+    assert finished.draw()["overlays"] == f"stays as it is{lost}"
 
 
 def test_every_kind_of_figure_can_be_drawn():

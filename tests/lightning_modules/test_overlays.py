@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_a_pixel_of_an_image_is_a_pixel_of_the_picture():
     assert (picture[:3] == 255).all()
     assert (picture[-3:] == 255).all()
     assert (picture[:, -3:] == 255).all()
+
+
+def test_other_images_of_the_place_are_shown_beside_the_first():
+    image = segmented(20, 30, truth=1, prediction=1)
+    other = 255 - image.image
+    both = dataclasses.replace(image, others=(other,))
+    picture = draw_overlays([both], ["background", "nucleus"], titles=["t1", "flair"])
+    assert contains(picture, image.image) == contains(picture, other) == 1
+    assert picture.shape[1] > draw_overlays([image], ["background", "nucleus"]).shape[1]
 
 
 def test_a_legend_too_long_for_a_line_goes_on_in_the_next():

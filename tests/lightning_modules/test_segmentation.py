@@ -9,16 +9,27 @@ import torch
 from torch.nn import functional as F
 
 from lightning_modules.callbacks.exact_resume import ExactResume
+from lightning_modules.callbacks.subject_table import SubjectTable
 from lightning_modules.inference import Inference
 from lightning_modules.losses.segmentation import dice
 from lightning_modules.metrics.confusion import segmentation_measures
 from lightning_modules.metrics.instances import InstanceMetrics
+from lightning_modules.metrics.subjects import SubjectMeasures
 from lightning_modules.segmentation import SegmentationTask
+from tests.helpers.patches import TinyPatches
 from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
 from tests.helpers.tiny_runs import SaveAfter, tiny_trainer
 
 MEANS = {"loss", "miou", "dice", "pixel_accuracy", "class_accuracy"}
 OBJECTS = {"aji", "pq", "sq", "rq", "ap", "ap_50", "ap_75"}
+
+
+VALID_MARGIN = 4  # of `volume_task`
+
+
+def volume_task(padding: str = "same", **options) -> SegmentationTask:
+    network = {"dimensions": 3, "widths": [2, 4], "kernel_size": 3, "convs_per_level": 1, "norm": "none"}
+    return tiny_segmentation(model_options={**network, "padding": padding}, in_channels=2, num_classes=3, **options)
 
 
 def names(stage: str, *values: str) -> set[str]:
@@ -375,3 +386,120 @@ def test_checkpoints_hold_plain_data(tmp_path):
     again = SegmentationTask.load_from_checkpoint(tmp_path / "a.ckpt")
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(again.eval()(images), task.eval()(images))
+
+
+@pytest.mark.parametrize(("padding", "context"), [("same", 0), ("same", 2), ("mirror", 0), ("valid", VALID_MARGIN)])
+def test_patches_of_volumes_train_and_whole_volumes_are_measured(tmp_path, padding, context):
+    task = volume_task(padding, loss={"generalized_dice": 1.0})
+    data = TinyPatches(patch_size=6, patches_per_epoch=4, context=context)
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, datamodule=data)
+    assert {*names("val", *MEANS, "dice_box", "iou_dot"), "train/miou"} <= set(trainer.callback_metrics)
+    trainer.test(task, datamodule=data, verbose=False)
+    assert task.confusion["test"].sum() == 2 * 12 * 10 * 9
+    outputs = trainer.predict(task, datamodule=data)
+    assert [batch["file"] for batch in outputs] == [["subject_102"], ["subject_103"]]
+    assert all(batch["prediction"].shape == (1, 12, 10, 9) for batch in outputs)
+    assert all(batch["prediction"].dtype == torch.uint8 for batch in outputs)
+    assert all(torch.equal(batch["probabilities"].argmax(1), batch["prediction"].long()) for batch in outputs)
+    torch.testing.assert_close(outputs[0]["probabilities"].sum(1), torch.ones(1, 12, 10, 9))
+
+
+def test_padded_and_unpadded_networks_have_one_training_loss():
+    """On the middle of an image, where no padding reaches and their blocks coincide."""
+    padded, unpadded = volume_task("same"), volume_task("valid")
+    unpadded.load_state_dict(padded.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 2, 14, 14, 14, generator=generator)
+    batch = {"mask": torch.randint(0, 3, (2, 4, 4, 4), generator=generator), "index": torch.arange(2)}
+    losses = []
+    for task, seen in ((padded, image), (unpadded, image[..., 1:-1, 1:-1, 1:-1])):
+        task.log = lambda *_, **__: None
+        losses.append(task.training_step({**batch, "image": seen}, 0))
+    torch.testing.assert_close(*losses)
+    assert task.margin == VALID_MARGIN
+
+
+@pytest.mark.parametrize("context", [0, 3, 5])
+def test_context_must_be_the_margin_of_a_network_that_does_not_pad(tmp_path, context):
+    message = rf"'unet' does not pad: .* by 4 pixels .* show {context} beyond masks .* Set data\.context to 4"
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(tmp_path).fit(volume_task("valid"), datamodule=TinyPatches(context=context))
+
+
+@pytest.mark.parametrize("mask", [(2, 8, 8, 6), (2, 9, 9, 9), (2, 7, 7, 7), (1, 8, 8, 8), (2, 8, 8)])
+def test_masks_must_lie_in_the_middle_of_volumes(mask):
+    batch = {"image": torch.zeros(2, 2, 8, 8, 8), "mask": torch.zeros(mask, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"masks .* do not fit images \(2, 2, 8, 8, 8\)"):
+        volume_task().training_step(batch, 0)
+
+
+def test_whole_volumes_have_no_context():
+    batch = {"image": torch.zeros(1, 2, 8, 8, 8), "mask": torch.zeros(1, 6, 6, 6, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"masks \(1, 6, 6, 6\) do not fit .* without context"):
+        volume_task().validation_step(batch, 0)
+
+
+def test_inference_is_told_what_a_network_loses():
+    told = []
+
+    def inference(network, images, **options):
+        told.append({name: option if name == "margin" else option(6) for name, option in options.items()})
+        return images
+
+    for padding in ("valid", "same"):
+        volume_task(padding, inference=inference)._infer(torch.zeros(1, 2, 8, 8, 8))
+    assert told == [{"margin": VALID_MARGIN, "fits": True}, {}]
+
+
+def test_filters_of_volumes_are_channels_last():
+    filters = [p for p in volume_task().network.parameters() if p.ndim == 5]
+    assert filters
+    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in filters)
+
+
+def boxes(network, images, **options):
+    """The box of `tiny_volume`, moved by one voxel along the last axis, which is 3 mm, and nothing else."""
+    logits = torch.zeros(len(images), 3, *images.shape[2:])
+    logits[:, 0] = 0.5
+    logits[:, 1, 2:5, 2:5, 3:6] = 1
+    return logits
+
+
+def test_subjects_are_measured(tmp_path):
+    measures = SubjectMeasures({"lesion": [1, 2], "box": [1], "dot": [2]})
+    task, data = volume_task(inference=boxes, subject_measures=measures), TinyPatches(patches_per_epoch=4)
+    trainer = tiny_trainer(tmp_path, [SubjectTable()], max_epochs=1)
+    trainer.fit(task, datamodule=data)
+    found = trainer.callback_metrics
+    assert found["val/subject_dice_box"] == pytest.approx(2 / 3)
+    assert found["val/volume_difference_lesion"] == pytest.approx(0.006)
+    assert found["val/subjects_dot"] == 2
+    assert not {"val/hd95_box", "val/surface_dice_box", "val/subject_dice_background"} & set(found)
+    assert (tmp_path / "subjects_val.csv").is_file()
+    (result,) = trainer.test(task, datamodule=data, verbose=False)
+    assert result["test/hd95_box"] == pytest.approx(3)
+    assert result["test/hd95_dot"] == pytest.approx(math.hypot(12, 20, 27))
+    assert result["test/subject_dice"] == pytest.approx((2 / 3 + 0 + 36 / 55) / 3)
+    lines = (tmp_path / "subjects_test.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:3]] == [
+        ["subject_102", "lesion", "0.654545"],
+        ["subject_102", "box", "0.666667"],
+    ]
+    assert len(lines) == 1 + 2 * 3
+    assert [subject.subject for subject in task.subjects["test"]] == ["subject_102", "subject_103"]
+
+
+def test_images_are_subjects_too(tmp_path):
+    task = tiny_segmentation(inference=truth_of_discs, subject_measures=SubjectMeasures())
+    result = result_of(tmp_path, task, TinyMasks(native_size=True))
+    assert result["test/subject_dice_disc"] == result["test/subject_dice"] == 1
+    assert result["test/hd95_disc"] == 0
+    assert task.subjects["test"][0].subject == "images/2000.png"
+
+
+def test_subject_measures_are_no_part_of_a_checkpoint(tmp_path):
+    task = volume_task(subject_measures=SubjectMeasures())
+    assert "subject_measures" not in task.hparams
+    with pytest.raises(ValueError, match="region 'core' holds class 3, and the last one is 2"):
+        volume_task(subject_measures=SubjectMeasures({"core": [1, 3]}))

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.inference.inference import Inference
+from lightning_modules.metrics.subjects import SubjectMeasures
 from lightning_modules.segmentation import SegmentationTask
 from lightning_modules.sync_batch_norm import SyncBatchNormPlugin
 from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
@@ -29,6 +30,10 @@ OPTIONS = {
         {"native_size": True, "objects": True, "ignored": True},
     ),
     "components": ({"instances": "components"}, {"ignored": True}),
+    "subjects": (
+        {"num_classes": 3, "subject_measures": SubjectMeasures(surfaces_in_validation=True)},
+        {"num_classes": 3, "native_size": True, "ignored": True},
+    ),
 }
 NOTHING_KNOWN = (2, 5)  # images of which all pixels are ignored; in a step they are all that the second process has
 SUNET = "sunet"
@@ -37,6 +42,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "all": {
         "loss": {"cross_entropy": 1.0, "dice": 0.5, "focal": 2.0},
         "loss_options": {"cross_entropy": {"class_weights": [0.2, 1.0, 3.0]}, "dice": {"squared": True}},
+    },
+    "by volume": {
+        "loss": {"generalized_dice": 1.0, "focal_tversky": 0.5},
+        "loss_options": {"focal_tversky": {"include_background": False}},
     },
     "dice per image": {"loss": "dice", "loss_options": {"dice": {"per_image": True, "include_background": False}}},
 }
@@ -99,8 +108,8 @@ def train(folder: Path, processes: int, **options) -> None:
     tasks = {name: tiny_segmentation(num_classes=3, **loss) for name, loss in LOSSES.items()} | {SUNET: tiny_sunet()}
     for name, task in tasks.items():
         task.optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-        # Its norms see as few as four values a channel: step by step they make more of what float32 rounds.
-        size, precision = (48, "64-true") if name == SUNET else (16, "32-true")
+        # Norms that see as few as four values a channel, and powers below 1, make more of what float32 rounds.
+        size, precision = 48 if name == SUNET else 16, "64-true" if name in (SUNET, "by volume") else "32-true"
         data = UnevenlyIgnored(num_classes=3, image_size=size, batch_size=4 // processes, evaluated=7)
         callbacks = [RecordTraining(folder / name)]
         trainer = tiny_trainer(folder, callbacks, plugins=[SyncBatchNormPlugin()], precision=precision, **options)
@@ -142,6 +151,13 @@ def test_measures_are_those_of_one_process(folder, name):
 def test_objects_are_measured(folder):
     assert "val/aji" in seen(folder / "two", "images/0.pt")["metrics"]
     assert "val/aji_components" in seen(folder / "two", "components/0.pt")["metrics"]
+
+
+def test_subjects_are_measured(folder):
+    measures = {"subject_dice", "hd95", "surface_dice", "volume_difference", "subjects"}
+    found = seen(folder / "two", "subjects/0.pt")["metrics"]
+    assert {f"val/{measure}_disc" for measure in measures} <= set(found)
+    assert found["val/subjects_disc"] > 1
 
 
 @pytest.mark.parametrize("name", [*LOSSES, SUNET])

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_modules.losses.segmentation import SEGMENTATION_LOSSES, cross_entropy, dice, focal, segmentation_loss
+from lightning_modules.losses.segmentation import (
+    SEGMENTATION_LOSSES,
+    cross_entropy,
+    dice,
+    focal,
+    focal_tversky,
+    generalized_dice,
+    segmentation_loss,
+)
 from models.names import UnknownNameError
 
 IGNORED = 255
@@ -24,6 +32,12 @@ VARIANTS = [
     ("dice", {"include_background": False}),
     ("focal", {}),
     ("focal", {"gamma": 0.5, "alpha": 0.25}),
+    ("generalized_dice", {}),
+    ("generalized_dice", {"per_image": True, "volume_weights": "simple"}),
+    ("generalized_dice", {"include_background": False, "volume_weights": "uniform"}),
+    ("focal_tversky", {}),
+    ("focal_tversky", {"per_image": True, "gamma": 0.5}),
+    ("focal_tversky", {"include_background": False, "false_positive_weight": 0.6}),
 ]
 
 
@@ -84,6 +98,81 @@ def test_focal():
     assert value("focal", alpha=0.25) == pytest.approx(sum(by_class) / 4)
     assert value("focal", alpha=[0.75, 0.25]) == pytest.approx(sum(by_class) / 4)
     assert value("focal", gamma=0) == pytest.approx(value("cross_entropy"))
+
+
+def test_generalized_dice():
+    """The classes have two positions each, then three and one."""
+    background, foreground = (0.8 + 0.4, 2 + 2), (0.9 + 0.3, 2 + 2)
+    expected = 1 - 2 * (background[0] + foreground[0]) / (background[1] + foreground[1])
+    for weights in ("square", "simple", "uniform"):
+        assert value("generalized_dice", volume_weights=weights) == pytest.approx(expected)
+    logits, target = case(5)
+    target[0, 0] = 0
+    for weights, w in (("square", 1 / 9), ("simple", 1 / 3), ("uniform", 1)):
+        expected = 1 - 2 * (w * (0.1 + 0.8 + 0.4) + 0.3) / (w * (3 + 2) + 1 + 2)
+        loss = generalized_dice(logits, target, IGNORED, volume_weights=weights)
+        assert loss.item() == pytest.approx(expected)
+    only = generalized_dice(logits, target, IGNORED, include_background=False)
+    assert only.item() == pytest.approx(1 - 2 * 0.3 / 3)
+
+
+def test_focal_tversky():
+    foreground, background = (1.2, 0.8, 0.8), (1.2, 0.8, 0.8)  # hits, false positives, false negatives
+    loss = [1 - hits / (hits + 0.3 * fp + 0.7 * fn) for hits, fp, fn in (foreground, background)]
+    assert value("focal_tversky") == pytest.approx(sum(x**0.75 for x in loss) / 2)
+    plain = {"false_positive_weight": 0.5, "false_negative_weight": 0.5, "gamma": 1.0}
+    for options in ({}, {"per_image": True}, {"include_background": False}):
+        assert value("focal_tversky", **plain, **options) == pytest.approx(value("dice", **options))
+    logits, target = case(5)
+    target[0, 3] = 0
+    hits, fp, fn = 0.9, 0.2 + 0.6 + 0.3, 0.1
+    loss = focal_tversky(logits, target, IGNORED, 0.2, 0.9, gamma=2, include_background=False)
+    assert loss.item() == pytest.approx((1 - hits / (hits + 0.2 * fp + 0.9 * fn)) ** 0.5)
+
+
+def volumes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and classes of two volumes; the first has no voxel of class 2."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, 6, 7, generator=generator)
+    target = torch.randint(0, 4, (2, 5, 6, 7), generator=generator)
+    target[0][target[0] == 2] = 0
+    return logits, target
+
+
+@pytest.mark.parametrize("weights", ["square", "simple", "uniform"])
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("include_background", [False, True])
+def test_generalized_dice_is_that_of_monai(weights, per_image, include_background):
+    from monai.losses import GeneralizedDiceLoss
+
+    logits, target = volumes()
+    options = {"include_background": include_background, "w_type": weights, "batch": not per_image}
+    theirs = GeneralizedDiceLoss(to_onehot_y=True, softmax=True, smooth_nr=0, smooth_dr=0, **options)
+    ours = generalized_dice(logits, target, IGNORED, weights, per_image, include_background)
+    torch.testing.assert_close(ours, theirs(logits, target[:, None]))
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_tversky_is_that_of_monai_where_the_truth_holds_a_class(per_image):
+    from monai.losses import TverskyLoss
+
+    logits, target = volumes()
+    options = {"alpha": 0.2, "beta": 0.9, "smooth_nr": 0, "smooth_dr": 0, "reduction": "none", "batch": not per_image}
+    theirs = TverskyLoss(to_onehot_y=True, softmax=True, **options)(logits, target[:, None])
+    if per_image:
+        theirs = theirs.flatten()[[0, 1, 3, 4, 5, 6, 7]]
+    ours = focal_tversky(logits, target, IGNORED, 0.2, 0.9, gamma=1.5, per_image=per_image)
+    torch.testing.assert_close(ours, (theirs ** (1 / 1.5)).mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"volume_weights": "uniform"}])
+def test_without_foreground_generalized_dice_of_the_foreground_teaches_nothing(options):
+    logits = torch.randn(2, 3, 6, requires_grad=True)
+    target = torch.zeros(2, 6, dtype=torch.int64)
+    loss = generalized_dice(logits, target, IGNORED, include_background=False, **options)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -152,7 +241,13 @@ def test_float32_under_autocast(name, options):
 def test_perfect_and_wrong():
     right = torch.tensor([[[50.0, -50.0], [-50.0, 50.0]]])
     target = torch.tensor([[0, 1]])
-    for name, most in (("cross_entropy", 100), ("dice", 1), ("focal", 100)):
+    for name, most in (
+        ("cross_entropy", 100),
+        ("dice", 1),
+        ("focal", 100),
+        ("generalized_dice", 1),
+        ("focal_tversky", 1),
+    ):
         assert SEGMENTATION_LOSSES[name](right, target, IGNORED).item() == pytest.approx(0)
         assert SEGMENTATION_LOSSES[name](-right, target, IGNORED).item() == pytest.approx(most)
 
@@ -202,6 +297,9 @@ def test_impossible_sums(loss):
         (cross_entropy, {"label_smoothing": 1.0}, "label_smoothing must lie in"),
         (focal, {"gamma": -1.0}, "gamma must be 0 or more"),
         (focal, {"alpha": 1.0}, "alpha must be 2 positive numbers"),
+        (generalized_dice, {"volume_weights": "squared"}, "unknown volume_weights 'squared'. Did you mean 'square'"),
+        (focal_tversky, {"gamma": 0.0}, "gamma must be positive"),
+        (focal_tversky, {"false_positive_weight": -0.1}, "false_positive_weight must be positive"),
     ],
 )
 def test_impossible_options(loss, options, message):
