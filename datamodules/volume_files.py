@@ -47,6 +47,14 @@ class SubjectFiles:
         """The images, and the mask where there is one."""
         return [*self.images.values(), *([] if self.mask is None else [self.mask])]
 
+    @property
+    def values(self) -> list[int]:
+        """The value that stands in the mask for each class, the least where there are several."""
+        least: dict[int, int] = {}
+        for value, number in sorted(self.classes.items()):
+            least.setdefault(number, value)
+        return [least[number] for number in range(len(least)) if number in least]
+
     def digest(self) -> str:
         """A hex digest that changes with the files, their order and the classes, not when the folder is moved."""
         stamps = [list_paths(path.parent, [path.name]).digest() for path in self.paths]

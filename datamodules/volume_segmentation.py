@@ -137,7 +137,9 @@ class VolumeDataModule(PatchDataModule):
         return super().make_predict_store() if folder is None else self._open("predict", self.list_to_predict(folder))
 
     def to_native(self, prediction: Tensor, subject: str) -> tuple[np.ndarray, np.ndarray, Nifti1Header | None]:
-        """A prediction for a whole volume as (classes uint8, affine, header) of the subject's own files.
+        """A prediction for a whole volume as (values uint8, affine, header) of the subject's own files.
+
+        Values are those that masks of this layout hold: the enhancing tumour is 4 in BraTS until 2021, 3 since 2023.
 
         Args:
             prediction: Classes (*size) or probabilities (K, *size), see `geometry.to_native`.
@@ -150,7 +152,9 @@ class VolumeDataModule(PatchDataModule):
         for files, store in opened:
             if subject in store.subjects:
                 position = list(store.subjects).index(subject)
-                return to_native(prediction, store[position].affine, NativeSpace.of(files[position].paths[0]))
+                native = NativeSpace.of(files[position].paths[0])
+                classes, affine, header = to_native(prediction, store[position].affine, native)
+                return np.asarray(files[position].values, np.uint8)[classes], affine, header
         raise ValueError(f"There is no subject {subject!r} among those that were opened.")
 
     def how_to_fill(self, split: Split) -> str:

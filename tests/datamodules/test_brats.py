@@ -171,6 +171,16 @@ def test_a_prediction_comes_back_voxel_for_voxel(official, options):
         data.to_native(batch["mask"][0], "nobody")
 
 
+def test_a_prediction_of_classes_has_the_labels_of_the_challenge(official):
+    data = brats(official, target="classes", test_size=1, val_size=0)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    (subject,) = batch["file"]
+    labels, _, _ = data.to_native(batch["mask"][0], subject)
+    assert np.array_equal(labels, np.asarray(stored(official, subject).dataobj))
+    assert 4 in labels
+
+
 def test_the_demo_has_sites_in_its_notes(demo):
     data = brats(demo, modalities=("flair", "t1"), train_subjects=["case_1"], test_subjects=["case_5"])
     data.setup("fit")
