@@ -103,6 +103,15 @@ def test_batches():
     assert "mask" not in next(iter(data.predict_dataloader()))
 
 
+def test_batches_of_volumes():
+    data = toy(dimensions=3, image_size=27, patch_size=8, context=2)
+    data.setup("fit")
+    data.setup("test")
+    assert next(iter(data.train_dataloader()))["image"].shape == (2, 1, 12, 12, 12)
+    batch = next(iter(data.test_dataloader()))
+    assert batch["region"].shape == batch["mask"].shape == (2, 27, 27, 27)
+
+
 def test_regions_belong_to_their_images():
     data = toy()
     data.setup("test")
