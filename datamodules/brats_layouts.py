@@ -22,6 +22,9 @@ SINCE_2023 = {0: 0, 1: 1, 2: 2, 3: 3}
 WHOLE_ONLY = {0: 0, 1: 1}
 """The class for each label: background, core without enhancement, oedema, enhancing tumour; or the whole tumour."""
 
+WHOLE_TUMOUR = "GT_W"
+"""The name of a mask of the whole tumour."""
+
 NAMES_UNTIL_2021 = {"t1": "t1", "t1ce": "t1ce", "t2": "t2", "flair": "flair"}
 NAMES_SINCE_2023 = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}
 """The modality by what a file's name ends in."""
@@ -39,35 +42,37 @@ class SubjectFolder:
         path: The folder.
         images: The file of each modality that is there.
         mask: The file of the labels, where it is there.
-        classes: The class for each label.
+        shows_classes: False where the mask shows the whole tumour only.
+        challenge: The class for each label in the challenges whose modalities are named so.
     """
 
     path: Path
     images: Mapping[str, Path]
     mask: Path | None
-    classes: Mapping[int, int]
+    shows_classes: bool
+    challenge: Mapping[int, int]
 
     @classmethod
     def read(cls, path: Path) -> SubjectFolder:
         """By the names of the files.
 
         Raises:
-            DamagedFileError: Two files are of one modality.
+            DamagedFileError: Two files are of one modality, or both masks.
         """
         images: dict[str, Path] = {}
-        mask, classes = None, UNTIL_2021
+        mask, shows_classes, challenge = None, True, UNTIL_2021
         for name, file in volumes_in(path).items():
             kind = re.split("[_-]", name)[-1].lower()
-            if name == "GT_W":
-                mask, classes = file, WHOLE_ONLY
-            elif kind == "seg":
-                mask = file
+            if name == WHOLE_TUMOUR or kind == "seg":
+                if mask is not None:
+                    raise DamagedFileError(f"{mask} and {file} both are masks: take one of them away.")
+                mask, shows_classes = file, name != WHOLE_TUMOUR
             elif modality := NAMES_UNTIL_2021.get(kind) or NAMES_SINCE_2023.get(kind):
                 if modality in images:
                     raise DamagedFileError(f"{images[modality]} and {file} both are {modality}: take one of them away.")
                 images[modality] = file
-                classes = SINCE_2023 if kind in NAMES_SINCE_2023 else classes
-        return cls(path, images, mask, classes)
+                challenge = SINCE_2023 if kind in NAMES_SINCE_2023 else challenge
+        return cls(path, images, mask, shows_classes, challenge)
 
     def identity(self) -> tuple[str, str | None]:
         """The patient and the site, as far as the subject's name in the challenge tells them."""
@@ -106,9 +111,11 @@ def list_brats(home: Path, modalities: Sequence[str], whole: bool, with_masks: b
                 f"There are two folders of the subject {subject}, {found[subject].paths[0].parent} and {folder.path}: "
                 "take one away."
             )
-        if with_masks and not whole and folder.classes == WHOLE_ONLY:
+        if with_masks and not whole and not folder.shows_classes:
             raise ValueError(f"{folder.mask} shows the whole tumour only: set target: whole.")
-        classes = {label: min(number, 1) for label, number in folder.classes.items()} if whole else folder.classes
+        # A mask that is not read says nothing of the labels that a prediction is to have.
+        labels = WHOLE_ONLY if with_masks and not folder.shows_classes else folder.challenge
+        classes = {label: min(number, 1) for label, number in labels.items()} if whole else labels
         patient, site = folder.identity()
         images = {modality: folder.images[modality] for modality in modalities}
         found[subject] = SubjectFiles(subject, patient, site, images, folder.mask if with_masks else None, classes)

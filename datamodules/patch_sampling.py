@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.draws import numbers_for
+from datamodules.listing import first_ten
 from datamodules.masks import IGNORE_INDEX
 from datamodules.tiles import tile_starts
 from datamodules.volumes import Volume
@@ -75,6 +76,24 @@ class PatchSampling:
         self.smaller_volumes = smaller_volumes
         self._counts: dict[str, np.ndarray] = {}
 
+    def check(self, volumes: Iterable[Volume]) -> None:
+        """Refuse subjects of which a patch could not be drawn. Voxels are counted here where draws need their number.
+
+        Args:
+            volumes: With masks.
+
+        Raises:
+            ValueError: Some are smaller than a patch, or have no voxel to be drawn; the message names them.
+        """
+        refused: dict[tuple[str, str], list[str]] = {}
+        for volume in volumes:
+            obstacle = self._obstacle(volume)
+            if obstacle is not None:
+                refused.setdefault(obstacle, []).append(f"{volume.subject} ({_by(volume.size)})")
+        if refused:
+            (what, mend), subjects = next(iter(refused.items()))
+            raise ValueError(f"{what} {first_ten(subjects)}. {mend}")
+
     def start(self, volume: Volume, epoch: int, index: int, number: int) -> Place:
         """The first voxel of a patch; negative where the volume is smaller than the patch.
 
@@ -87,7 +106,7 @@ class PatchSampling:
         Raises:
             ValueError: The volume is smaller than a patch, or has no voxel to be drawn; the message names it.
         """
-        self._check_size(volume)
+        self.check([volume])
         if self.centres == "grid":
             return self._on_grid(volume, epoch, number)
         first, *others = numbers_for(index, "patches", self.seed, epoch).random(1 + len(self.patch_size)).tolist()
@@ -114,7 +133,7 @@ class PatchSampling:
         """A voxel by two draws from [0, 1): of the class, and among its voxels."""
         assert volume.mask is not None
         counts = self._class_counts(volume)
-        low, high = self._drawn_classes(volume, counts.sum(0), which)
+        low, high = self._drawn_classes(counts.sum(0), which)
         ends = counts[:, low:high].sum(1).cumsum()
         number = int(where * ends[-1])
         layer = int(np.searchsorted(ends, number, side="right"))
@@ -123,24 +142,13 @@ class PatchSampling:
         place = found[number - (ends[layer - 1] if layer else 0)]
         return layer, *(int(i) for i in np.unravel_index(place, classes.shape))
 
-    def _drawn_classes(self, volume: Volume, totals: np.ndarray, draw: float) -> tuple[int, int]:
+    def _drawn_classes(self, totals: np.ndarray, draw: float) -> tuple[int, int]:
         """The class to draw a voxel of, or the classes: from the first to before the second."""
         if self.centres == "class_balanced":
             present = np.flatnonzero(totals)
-            if not len(present):
-                raise ValueError(f"The mask of {volume.subject} has no class at all: every voxel is to be ignored.")
             chosen = int(present[int(draw * len(present))])
             return chosen, chosen + 1
-        if not totals[1:].any() and self.foreground_fraction:
-            raise ValueError(
-                f"{volume.subject} has no foreground, and patch_centres: foreground samples from it. Set its weight in "
-                "subject_weights to 0, or choose patch_centres: class_balanced, which takes the classes that are there."
-            )
-        if draw < self.foreground_fraction:
-            return 1, self.num_classes
-        if not totals[0]:
-            raise ValueError(f"{volume.subject} has no background to sample from: set foreground_fraction to 1.")
-        return 0, 1
+        return (1, self.num_classes) if draw < self.foreground_fraction else (0, 1)
 
     def _around(self, volume: Volume, centre: Place) -> Place:
         return tuple(
@@ -156,18 +164,36 @@ class PatchSampling:
             self._counts[volume.subject] = np.stack(layers)[:, : self.num_classes]
         return self._counts[volume.subject]
 
-    def _check_size(self, volume: Volume) -> None:
+    def _obstacle(self, volume: Volume) -> tuple[str, str] | None:
+        """What keeps patches from being drawn, to stand before the subject's name, and the mend; None: nothing."""
         if len(volume.size) != len(self.patch_size):
-            raise ValueError(
-                f"{volume.subject} has {len(volume.size)} spatial axes, and patch_size {list(self.patch_size)} has "
-                f"{len(self.patch_size)}."
+            return (
+                f"patch_size {list(self.patch_size)} has another number of axes than",
+                "Give one number for each spatial axis.",
             )
         if not self.smaller_volumes and any(map(int.__lt__, volume.size, self.patch_size)):
-            raise ValueError(
-                f"A patch of {_by(self.patch_size)} voxels is larger than {volume.subject}, which has "
-                f"{_by(volume.size)}. Choose a smaller patch_size, or patch_padding: zeros or reflect, which continue "
-                "the volume."
+            return (
+                f"A patch of {_by(self.patch_size)} voxels is larger than",
+                "These are the sizes of the volumes as they are used (after spacing and crop_foreground, where these "
+                "are set). Choose a smaller patch_size, or patch_padding: zeros or reflect, which continue the volume.",
             )
+        return self._missing_class(volume) if self.centres in ("class_balanced", "foreground") else None
+
+    def _missing_class(self, volume: Volume) -> tuple[str, str] | None:
+        ground, *classes = self._class_counts(volume).sum(0)
+        omit = "Set the weights of these subjects in subject_weights to 0"
+        if not ground and not any(classes):
+            return "There is no class at all in the mask of", f"All their voxels are to be ignored. {omit}."
+        if self.centres == "class_balanced":
+            return None
+        if not any(classes) and self.foreground_fraction > 0:
+            return (
+                "There is no foreground, of which patch_centres: foreground takes voxels, in",
+                f"{omit}, or choose patch_centres: class_balanced, which takes the classes that are there.",
+            )
+        if not ground and self.foreground_fraction < 1:
+            return "There is no background to sample from in", f"{omit}, or foreground_fraction to 1."
+        return None
 
 
 @dataclass(frozen=True)

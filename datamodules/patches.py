@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -249,6 +250,11 @@ class PatchDataModule(SegmentationDataModule):
         return self.make_store("test")
 
     def make_train_and_val(self) -> tuple[PatchDataset, VolumeDataset | None]:
+        """Training patches and whole validation volumes.
+
+        Raises:
+            ValueError: There is no training subject, or patches cannot be drawn of some; the message names them.
+        """
         train, val = self.make_store("train"), self.make_store("val")
         if train is None or not len(train):
             raise ValueError(self.how_to_fill("train"))
@@ -257,6 +263,8 @@ class PatchDataModule(SegmentationDataModule):
         subjects = SubjectSampling(
             self.seed, train.subjects, train.sites, self.subject_weights, self.balance_sites, self.bootstrap
         )
+        # Now, not epochs later, when the subject is drawn for the first time.
+        self.patch_sampling.check(annotated(train[i]) for i in np.flatnonzero(subjects.probabilities).tolist())
         patches = PatchDataset(
             train, self.patches_per_epoch, subjects, self.patch_sampling, self.cutter, self.augmentation
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,6 +219,21 @@ def read_voxels(path: Path) -> NDArray[Any]:
         return np.asanyarray(image.dataobj)
 
 
+def check_compression(path: Path) -> None:
+    """Refuse a compressed file that holds something else than was written.
+
+    nibabel stops at the last voxel, before the checksum, so that damage which can still be decompressed passes it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: It is truncated or damaged.
+    """
+    if path.suffix == ".gz":
+        with _naming_damage(path), gzip.open(path) as stream:
+            while stream.read(2**20):
+                pass
+
+
 def check_finite(path: Path) -> None:
     """Refuse a file with voxels that are NaN or infinite.
 
@@ -239,8 +255,9 @@ def check_labels(path: Path, classes: Mapping[int, int]) -> None:
     Raises:
         DamagedFileError: Names the value, where it first stands, and the values that are classes.
     """
-    voxels = read_voxels(path)
-    unknown = ~np.isin(voxels, list(classes))
+    with np.errstate(over="ignore"):
+        voxels = read_voxels(path).astype(np.float32)  # as in a volume, where labels that are scaled are rounded
+    unknown = ~np.isin(voxels, np.array([*classes], voxels.dtype))
     if unknown.any():
         first, values = np.argwhere(unknown)[0], np.unique(voxels[unknown])
         more = f" (and {len(values) - 1:,} more such values)" if len(values) > 1 else ""

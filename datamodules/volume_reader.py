@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ from datamodules.image_folder import DamagedFileError
 from datamodules.volume_files import (
     SubjectFiles,
     check_anisotropy,
+    check_compression,
     check_finite,
     check_headers,
     check_labels,
@@ -53,6 +55,10 @@ class VolumeReader:
         check_headers(headers)
         if self.max_anisotropy is not None and self.spacing is None:
             check_anisotropy(headers[0], self.max_anisotropy)
+        for path in files.paths:
+            check_compression(path)
+        if files.mask is not None:
+            check_labels(files.mask, files.classes)  # all of them, those too that are cropped or resampled away
         image, mask = self._on_one_grid(files)
         if not image.isfinite().all():
             for path in files.images.values():
@@ -63,7 +69,7 @@ class VolumeReader:
                 "leave this subject out."
             )
         affine = image.affine.double().clone()
-        classes = None if mask is None else _classes(mask, files)
+        classes = None if mask is None else _classes(mask, files.classes)
         image = normalise_intensity(image.as_tensor().contiguous(), self.intensity)
         return Volume(files.subject, files.site, image, classes, affine)
 
@@ -95,12 +101,8 @@ class VolumeReader:
         return found["image"], None if mask_key is None else found[mask_key].as_tensor()[0]
 
 
-def _classes(values: Tensor, files: SubjectFiles) -> Tensor:
-    """The class of each voxel, uint8, from the values in the mask's file."""
-    table = torch.full((257,), -1, dtype=torch.int16)  # the last for what is no whole number from 0 to 255
-    table[list(files.classes)] = torch.tensor(list(files.classes.values()), dtype=torch.int16)
-    is_byte = (values == values.round()) & (values >= 0) & (values <= 255)
-    classes = table[torch.where(is_byte, values, 256).int()]
-    if files.mask is not None and (classes < 0).any():
-        check_labels(files.mask, files.classes)
-    return classes.to(torch.uint8)
+def _classes(values: Tensor, classes: Mapping[int, int]) -> Tensor:
+    """The class of each voxel, uint8, from the values in the mask's file, all of which are known."""
+    table = torch.zeros(256, dtype=torch.uint8)
+    table[list(classes)] = torch.tensor(list(classes.values()), dtype=torch.uint8)
+    return table[values.int()]

@@ -10,6 +10,7 @@ import difflib
 import os
 import sys
 from importlib import import_module
+from itertools import dropwhile
 
 # Name: (what it does, the module that does it).
 COMMANDS = {
@@ -105,12 +106,22 @@ def _refuse(command: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(_own_message(error).split()) or type(error).__name__
     if len(message) > 1000:  # a network that does not fit a checkpoint lists every weight
         message = f"{message[:1000]} ..."
     if isinstance(error, _UNEXPECTED):
         message = f"{type(error).__name__}: {message} (CONVSUITE_TRACEBACK=1 shows where)"
     return message
+
+
+def _own_message(error: Exception) -> str:
+    """What an error says, without the traceback that torch puts before what an error in a worker process said."""
+    text = str(error)
+    if not (text.startswith("Caught ") and "\nOriginal Traceback (" in text):
+        return text
+    lines = text.rpartition("Traceback (most recent call last):\n")[2].splitlines()
+    message = "\n".join(dropwhile(lambda line: line.startswith(" "), lines))  # behind the places in the code
+    return message.partition(":")[2] if message else text
 
 
 if __name__ == "__main__":

@@ -205,6 +205,31 @@ def test_subjects_without_masks_can_be_predicted(demo, tmp_path):
         brats(tmp_path).setup("fit")
 
 
+def test_classes_can_be_predicted_where_the_mask_shows_the_whole_tumour(demo):
+    data = brats(demo, modalities=("flair",), target="classes", predict_root=str(demo / "brats_2018"))
+    data.setup("predict")
+    classes = torch.full(SIZE, 3, dtype=torch.uint8)
+    labels, _, _ = data.to_native(classes, "case_1")
+    assert (labels == 4).all()  # as in the challenge whose modalities are named so
+    (found, _) = list_brats(demo, ("t1",), whole=True, with_masks=False)
+    assert found.values == [0, 1]
+
+
+def test_a_damaged_test_subject_is_found_before_training(tmp_path):
+    write_brats(tmp_path, 3)
+    data = brats(tmp_path, test_size=1, val_size=1)
+    data.check_test()
+    store = data.make_store("test")
+    data.setup("test")
+    assert data.test_dataset.store is store
+    path = next(tmp_path.rglob(f"{store.subjects[0]}_t2.nii.gz"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DamagedFileError, match=re.escape(str(path))):
+        brats(tmp_path, test_size=1, val_size=1).check_test()
+    with pytest.raises(ValueError, match="no subjects for test: set test_size"):
+        brats(tmp_path, test_size=0, val_size=1).check_test()
+
+
 def test_nothing_there_is_an_error_that_says_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such data set .*GT_W"):
         brats(tmp_path).setup("fit")
@@ -242,6 +267,15 @@ def test_folders_that_contradict_each_other_are_refused(tmp_path):
         brats(tmp_path).setup("fit")
     write_nifti(home / "again" / subject / f"{subject}-t1n.nii.gz", scan("t1"))
     with pytest.raises(DamagedFileError, match=r"both are t1: take one of them away"):
+        brats(tmp_path).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["GT_W.nii.gz", "other-seg.nii"])
+def test_two_masks_in_a_folder_are_refused(tmp_path, name):
+    home = write_brats(tmp_path, 1)
+    path = next(home.rglob("*_seg.nii.gz"))
+    write_nifti(path.with_name(name), labels("a"))
+    with pytest.raises(DamagedFileError, match=r"both are masks: take one of them away"):
         brats(tmp_path).setup("fit")
 
 

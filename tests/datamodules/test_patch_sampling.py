@@ -98,7 +98,9 @@ def test_draws_depend_on_seed_epoch_and_index_alone():
 
 
 def test_a_patch_larger_than_the_volume_needs_to_be_continued():
-    message = r"A patch of 4x11x4 voxels is larger than subject_0, which has 12x10x9\. Choose a smaller patch_size"
+    message = (
+        r"4x11x4 voxels is larger than subject_0 \(12x10x9\)\. .*after spacing and crop_foreground.*smaller patch_size"
+    )
     with pytest.raises(ValueError, match=message):
         starts("uniform", 1, patch=(4, 11, 4))
     for centres in ("uniform", "grid", "class_balanced", "foreground"):
@@ -106,20 +108,36 @@ def test_a_patch_larger_than_the_volume_needs_to_be_continued():
 
 
 def test_patches_need_as_many_axes_as_the_volume():
-    with pytest.raises(ValueError, match=r"subject_0 has 3 spatial axes, and patch_size \[4, 4\] has 2"):
+    with pytest.raises(ValueError, match=r"patch_size \[4, 4\] has another number of axes than subject_0 \(12x10x9\)"):
         starts("uniform", 1, patch=(4, 4))
 
 
 def test_what_is_sampled_must_be_there():
     volume = tiny_volume(7, SIZE)
     empty = dataclasses.replace(volume, mask=torch.zeros_like(volume.mask))
-    with pytest.raises(ValueError, match=r"subject_7 has no foreground.*Set its weight in subject_weights to 0"):
+    with pytest.raises(ValueError, match=r"no foreground.* in subject_7 .*in subject_weights to 0"):
         starts("foreground", 1, empty)
-    with pytest.raises(ValueError, match="subject_7 has no background to sample from"):
+    with pytest.raises(ValueError, match="no background to sample from in subject_7"):
         starts("foreground", 20, dataclasses.replace(volume, mask=torch.ones_like(volume.mask)))
-    with pytest.raises(ValueError, match="The mask of subject_7 has no class at all"):
+    with pytest.raises(ValueError, match="no class at all in the mask of subject_7"):
         starts("class_balanced", 1, dataclasses.replace(volume, mask=torch.full_like(volume.mask, 255)))
     starts("foreground", 20, empty, foreground_fraction=0.0)
+    starts("class_balanced", 20, empty)
+
+
+def test_all_subjects_are_checked_before_the_first_draw():
+    volumes = [tiny_volume(number, SIZE) for number in range(14)]
+    empty = [volumes[0], *(dataclasses.replace(v, mask=torch.zeros_like(v.mask)) for v in volumes[1:])]
+    sampling = PatchSampling(0, (3, 3, 3), 3, "foreground")
+    sampling.check(volumes[:1])
+    with pytest.raises(ValueError, match=r"in subject_1 \(12x10x9\), subject_2 .*, subject_10 .* and 3 more\. Set the"):
+        PatchSampling(0, (3, 3, 3), 3, "foreground").check(empty)
+    PatchSampling(0, (3, 3, 3), 3, "class_balanced").check(empty)
+    PatchSampling(0, (3, 3, 3), 3, "uniform").check(empty)
+    ignored = [dataclasses.replace(v, mask=torch.full_like(v.mask, 255)) for v in volumes[:2]]
+    for centres in ("class_balanced", "foreground"):
+        with pytest.raises(ValueError, match=r"no class at all in the mask of subject_0 .*, subject_1 "):
+            PatchSampling(0, (3, 3, 3), 3, centres).check(ignored)
 
 
 @pytest.mark.parametrize(

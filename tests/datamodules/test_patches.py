@@ -229,13 +229,23 @@ def test_options_that_cannot_be(options, message):
         TinyPatches(**options)
 
 
+def test_subjects_that_are_never_drawn_may_lack_what_is_sampled():
+    data = TinyPatches(patch_centres="foreground")
+    data.volumes[1] = dataclasses.replace(data.volumes[1], mask=torch.zeros_like(data.volumes[1].mask))
+    with pytest.raises(ValueError, match=r"no foreground.* in subject_1 "):
+        data.setup("fit")
+    without = TinyPatches(patch_centres="foreground", subject_weights={"subject_1": 0})
+    without.volumes = data.volumes
+    without.setup("fit")
+
+
 def test_subjects_without_what_is_needed_are_named():
     data = opened()
     data.train_dataset.store = InMemoryVolumes([dataclasses.replace(v, mask=None) for v in data.volumes])
     with pytest.raises(ValueError, match=r"subject_\d has no mask"):
         next(iter(data.train_dataloader()))
-    with pytest.raises(ValueError, match="larger than subject_0, which has 5x9x9"):
-        list(opened(sizes=[(5, 9, 9)], patch_size=8).train_dataloader())
+    with pytest.raises(ValueError, match=r"larger than subject_0 \(5x9x9\), subject_2 \(7x9x9\)\."):
+        opened(sizes=[(5, 9, 9), (8, 9, 9), (7, 9, 9)], patch_size=8)
     with pytest.raises(ValueError, match="TinyPatches has no test samples"):
         opened(evaluated=0).setup("test")
     assert isinstance(data.train_dataset, PatchDataset)

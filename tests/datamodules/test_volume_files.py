@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from datamodules.volume_files import (
     Header,
     SubjectFiles,
     check_anisotropy,
+    check_compression,
     check_finite,
     check_headers,
     check_labels,
@@ -20,7 +22,7 @@ from datamodules.volume_files import (
     read_voxels,
     volumes_in,
 )
-from tests.helpers.volumes import LPS, SIZE, labels, scan, write_nifti
+from tests.helpers.volumes import LPS, SIZE, damage_unseen, labels, scan, write_nifti
 
 CLASSES = {0: 0, 1: 1, 2: 2, 4: 3}
 
@@ -63,6 +65,16 @@ def test_a_truncated_file_is_named(tmp_path, name):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedFileError, match=rf"{re.escape(str(path))} is truncated, damaged or .*: fetch it again"):
         read_voxels(path)
+
+
+def test_damage_that_can_be_decompressed_is_found(tmp_path):
+    path = write_nifti(tmp_path / "t1.nii.gz", scan("t1"))
+    check_compression(path)
+    damage_unseen(path)
+    read_voxels(path)
+    with pytest.raises(DamagedFileError, match=rf"{re.escape(str(path))} is truncated, damaged or .*CRC.*fetch it"):
+        check_compression(path)
+    check_compression(write_nifti(tmp_path / "t1.nii", scan("t1")))
 
 
 def test_a_series_is_no_volume(tmp_path):
@@ -139,6 +151,14 @@ def test_a_label_that_is_no_class_is_shown(tmp_path, value, words):
     )
     with pytest.raises(DamagedFileError, match=expected):
         check_labels(path, CLASSES)
+
+
+def test_labels_that_are_scaled_are_rounded(tmp_path):
+    image = nibabel.Nifti1Image(np.array([[[0, 255]]], np.uint8), LPS)
+    image.header.set_slope_inter(1 / 255, 0)  # which is stored in float32
+    nibabel.save(image, tmp_path / "seg.nii")
+    assert read_voxels(tmp_path / "seg.nii").max() != 1
+    check_labels(tmp_path / "seg.nii", {0: 0, 1: 1})
 
 
 def test_volumes_in_a_folder(tmp_path):

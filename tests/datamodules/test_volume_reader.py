@@ -11,7 +11,7 @@ from datamodules.image_folder import DamagedFileError
 from datamodules.volume_files import SubjectFiles
 from datamodules.volume_intensity import normalise_intensity
 from datamodules.volume_reader import VolumeReader
-from tests.helpers.volumes import LPS, SIZE, labels, scan, write_nifti
+from tests.helpers.volumes import LPS, SIZE, damage_unseen, labels, scan, write_nifti
 
 CLASSES = {0: 0, 1: 1, 2: 2, 4: 3, 9: 255}
 AS_STORED = {"orientation": None, "intensity": "none"}
@@ -94,6 +94,14 @@ def test_a_truncated_scan_is_named(tmp_path):
         VolumeReader().read(files)
 
 
+@pytest.mark.parametrize("name", ["image.nii.gz", "seg.nii.gz"])
+def test_damage_that_can_be_decompressed_is_named(tmp_path, name):
+    files = subject(tmp_path)
+    damage_unseen(tmp_path / name)
+    with pytest.raises(DamagedFileError, match=rf"{name} is truncated, damaged or no NIfTI file \(CRC"):
+        VolumeReader().read(files)
+
+
 def test_a_mask_of_another_shape_is_refused(tmp_path):
     files = subject(tmp_path, mask=labels("a", size=(12, 10, 9)))
     with pytest.raises(DamagedFileError, match=r"mask\.nii\.gz has 12x10x8 voxels, .*seg\.nii\.gz 12x10x9"):
@@ -107,6 +115,14 @@ def test_a_label_that_is_no_class_is_refused(tmp_path):
         VolumeReader().read(subject(tmp_path, mask=mask))
     with pytest.raises(DamagedFileError, match=r"the value nan at voxel \(0, 0, 0\)"):
         VolumeReader().read(subject(tmp_path, mask=np.full(SIZE, np.nan, np.float32)))
+
+
+@pytest.mark.parametrize("options", [{"crop_foreground": True}, {"spacing": (2.0, 2.0, 2.0)}])
+def test_a_label_that_is_no_class_is_refused_wherever_it_is(tmp_path, options):
+    mask = labels("a")
+    mask[0, 0, 1] = 3  # is cropped, and lies between the voxels of the coarser grid
+    with pytest.raises(DamagedFileError, match=r"seg\.nii\.gz holds the value 3 at voxel \(0, 0, 1\)"):
+        VolumeReader(**options).read(subject(tmp_path, mask=mask))
 
 
 @pytest.mark.parametrize("crop", [False, True])

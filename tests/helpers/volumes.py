@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,14 @@ def write_nifti(path: Path, voxels: NDArray, affine: NDArray[np.float64] = LPS) 
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
     return path
+
+
+def damage_unseen(path: Path) -> None:
+    """Make the voxels of a compressed file others than its checksum says, so that they can still be read."""
+    values = bytearray(gzip.decompress(path.read_bytes()))
+    checksum = path.read_bytes()[-8:]
+    values[-1] ^= 1
+    path.write_bytes(gzip.compress(bytes(values))[:-8] + checksum)
 
 
 def scan(name: str, size: Sequence[int] = SIZE) -> NDArray[np.float32]:

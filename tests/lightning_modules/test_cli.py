@@ -80,6 +80,46 @@ def test_a_long_message_is_cut(monkeypatch, capsys):
     assert len(capsys.readouterr().err) < 1100
 
 
+def raised_in_a_worker(error):
+    """`error` as a DataLoader raises it where one of its workers did."""
+    from torch._utils import ExceptionWrapper
+
+    try:
+        try:
+            raise KeyError("deep below")
+        except KeyError as cause:
+            raise error from cause
+    except Exception:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(Exception, match=r"Caught .* in DataLoader worker process 0") as raised:
+        wrapped.reraise()
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a.nii.gz: is\n\n  damaged:\nfetch it"), "error: a.nii.gz: is damaged: fetch it"),
+        (FileNotFoundError("gone"), "error: gone"),
+        (ValueError(), "error: ValueError"),
+        (TypeError("no: number"), "error: TypeError: no: number (CONVSUITE_TRACEBACK=1 shows where)"),
+    ],
+)
+def test_an_error_in_a_worker_says_what_it_is(monkeypatch, capsys, error, line):
+    from_a_shell(monkeypatch, raised_in_a_worker(error))
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_an_error_in_a_worker_of_a_worker_is_the_innermost(monkeypatch, capsys):
+    from_a_shell(monkeypatch, raised_in_a_worker(raised_in_a_worker(ValueError("why\nindeed"))))
+    assert capsys.readouterr().err == "error: why indeed\n"
+
+
+def test_a_traceback_of_another_form_is_shown_as_it_is(monkeypatch, capsys):
+    from_a_shell(monkeypatch, ValueError("Caught it.\nOriginal Traceback (most recent call last):\n  | a group"))
+    assert "a group" in capsys.readouterr().err
+
+
 def test_a_mistake_of_the_suite_says_where_to_look(monkeypatch, capsys):
     from_a_shell(monkeypatch, AttributeError("'NoneType' object has no attribute 'x'"))
     assert capsys.readouterr().err.startswith(
