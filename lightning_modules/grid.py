@@ -61,6 +61,23 @@ class Axis:
     seeds: tuple[int, ...] = (0,)
 
 
+RUN_MEASURES = ("parameters", "steps", "minutes")
+"""What the results know of every run, whatever it logs: may stand among the measures of a grid."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of a table of measures.
+
+    Keys: `label`; `scale`, what the value is multiplied by; `digits`, the decimals that are shown. Scale and digits are
+    by default those of the grid, but the scale of `RUN_MEASURES` is 1.
+    """
+
+    label: str
+    scale: float
+    digits: int
+
+
 @dataclass(frozen=True)
 class CurveMetric:
     """A metric that is kept for each epoch.
@@ -128,8 +145,8 @@ class Grid:
         seeds: Row to column to seeds, in place of the row's.
         published: Row to column to the published value, as it is shown.
         orders: Lists of columns that the paper ranks from low to high.
-        measures: Columns of metrics.csv, `metric` among them, each with its label: the table then has a line for each
-            cell and a column for each measure.
+        measures: Columns of metrics.csv, `metric` among them, and any of `RUN_MEASURES`, each with its label or with
+            the keys of `Measure`: the table then has a line for each cell and a column for each measure.
         reference: The column from which the measures of the others are subtracted, seed by seed.
         curves: What is kept of every epoch, see `CurveSettings`.
         figures: Name to `FigureSettings`.
@@ -154,7 +171,7 @@ class Grid:
     seeds: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     orders: tuple[tuple[str, ...], ...] = ()
-    measures: dict[str, str] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
     reference: str | None = None
     curves: CurveSettings | None = None
     figures: dict[str, FigureSettings] = field(default_factory=dict)
@@ -229,7 +246,9 @@ def _read(path: Path) -> Grid:
             for row, of_row in _items(key, content.get(key, {}))
         }
     content["orders"] = tuple(_names(order) for order in content.get("orders", ()))
-    content["measures"] = {name: str(label) for name, label in _items("measures", content.get("measures", {}))}
+    shown = {"scale": content.get("scale", Grid.scale), "digits": content.get("digits", Grid.digits)}
+    measures = _items("measures", content.get("measures", {}))
+    content["measures"] = {name: _measure(name, value, shown) for name, value in measures}
     if "curves" in content:
         content["curves"] = _curves(content["curves"])
     content["figures"] = {name: _figure(name, value) for name, value in _items("figures", content.get("figures", {}))}
@@ -245,6 +264,13 @@ def _axis(kind: str, name: str, content: Any) -> Axis:
     if "seeds" in content:
         content["seeds"] = _seeds(f"rows.{name}.seeds", content["seeds"])
     return _made(Axis, f"{kind}.{name}", content)
+
+
+def _measure(name: str, content: Any, of_grid: Mapping[str, Any]) -> Measure:
+    """A measure from its label, or from keys; what they leave out is as `of_grid`."""
+    said = content if isinstance(content, Mapping) else {"label": str(content)}
+    default = {**of_grid, "scale": 1} if name in RUN_MEASURES else of_grid
+    return _made(Measure, f"measures.{name}", {**default, **said})
 
 
 def _curves(content: Any) -> CurveSettings:
@@ -275,10 +301,9 @@ def _check(grid: Grid) -> None:
     """Raise `ValueError` where the parts of a grid do not fit together."""
     check_name("command", grid.command, ("fit", "fit_test"))
     check_name("value of better:", grid.better, ("higher", "lower"))
-    if _number("scale", grid.scale) <= 0:
-        raise ValueError(f"scale must be above 0, got {grid.scale}")
-    if not isinstance(grid.digits, int) or grid.digits < 0:
-        raise ValueError(f"digits must be 0 or more, got {grid.digits!r}")
+    _check_shown("", grid)
+    for name, measure in grid.measures.items():
+        _check_shown(f"measures.{name}.", measure)
     for key, table in (("seeds", grid.seeds), ("published", grid.published)):
         _check_names(f"row in {key}:", table, grid.rows)
         for row, of_row in table.items():
@@ -287,6 +312,8 @@ def _check(grid: Grid) -> None:
         _check_names("column in orders:", order, grid.columns)
     if grid.measures and grid.metric not in grid.measures:
         raise ValueError(f"measures lack {grid.metric!r}, the metric of the grid")
+    if grid.measures and grid.measures[grid.metric].scale != grid.scale:
+        raise ValueError(f"measures.{grid.metric} is the metric of the grid: give its scale as that of the grid")
     if grid.measures and grid.curves is not None:
         raise ValueError("a grid shows either measures or the stability of its curves, not both")
     if grid.reference is not None:
@@ -305,6 +332,13 @@ def _check(grid: Grid) -> None:
         if grid.curves is None:
             raise ValueError(f"figures.{name} shows curves, but the grid has no key 'curves' that says what is kept")
         _check_names(f"metric in figures.{name}:", figure.metrics, grid.curves.metrics)
+
+
+def _check_shown(where: str, shown: Grid | Measure) -> None:
+    if _number(f"{where}scale", shown.scale) <= 0:
+        raise ValueError(f"{where}scale must be above 0, got {shown.scale}")
+    if not isinstance(shown.digits, int) or shown.digits < 0:
+        raise ValueError(f"{where}digits must be 0 or more, got {shown.digits!r}")
 
 
 def _made(kind: type[Settings], where: str, content: Any) -> Settings:

@@ -170,7 +170,8 @@ def measured(grid: Grid, results: Results) -> Measures:
     for row, column in itertools.product(grid.rows, grid.columns):
         for cell in finished_cells(grid, results, row, column):
             found = results.find(cell) or {}
-            of_seed = {name: grid.scale * float(found[name]) for name in grid.measures if found.get(name)}
+            shown = {name: measure.scale for name, measure in grid.measures.items() if found.get(name)}
+            of_seed = {name: scale * float(found[name]) for name, scale in shown.items()}
             values.setdefault((row, column), {})[cell.seed] = of_seed
     return values
 

@@ -87,13 +87,15 @@ def measure_table(grid: Grid, summaries: Summaries, measures: Measures) -> Table
 
     Beneath it, for each row, the measures of the columns less those of the reference, over the seeds that both have.
     """
-    header = ["", "", "seeds", "parameters", *grid.measures.values()]
+    header = ["", "", "seeds", "parameters", *(measure.label for measure in grid.measures.values())]
     lines = []
     for row, row_axis in grid.rows.items():
         for column, axis in grid.columns.items():
             summary, seeds = summaries.get((row, column)), measures.get((row, column), {})
-            of_measures = [[seed[name] for seed in seeds.values() if name in seed] for name in grid.measures]
-            cells = [spread(values, grid.digits) if values else MISSING for values in of_measures]
+            cells = []
+            for name, measure in grid.measures.items():
+                values = [seed[name] for seed in seeds.values() if name in seed]
+                cells.append(spread(values, measure.digits) if values else MISSING)
             parameters = f"{summary.parameters:,}" if summary else MISSING
             lines.append([row_axis.label, axis.label, str(len(seeds)), parameters, *cells])
             if column in grid.published.get(row, {}):
@@ -112,10 +114,11 @@ def _differences(grid: Grid, measures: Measures) -> list[str]:
         if column == grid.reference or not seeds:
             continue
         parts = []
-        for name, label in grid.measures.items():
+        for name, measure in grid.measures.items():
             pairs = [(own[s][name], reference[s][name]) for s in seeds if name in own[s] and name in reference[s]]
             if pairs:
-                parts.append(f"{label} {spread([a - b for a, b in pairs], grid.digits + 1, signed=True)}")
+                difference = spread([a - b for a, b in pairs], measure.digits + 1, signed=True)
+                parts.append(f"{measure.label} {difference}")
         labels = f"{grid.columns[column].label} less {grid.columns[grid.reference or ''].label}"
         sentences.append(f"{grid.rows[row].label}, {labels}, {_seeds(len(seeds))}: {', '.join(parts)}.")
     return sentences

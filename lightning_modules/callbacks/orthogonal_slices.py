@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ class OrthogonalSlices(FirstImages):
     """Draws `slices_<stage>.png`: three slices of some volumes in every modality, the truth, the prediction, mistakes.
 
     `FirstImages` says when. Of each plane that slice is shown in which the truth has the most foreground (all classes
-    but 0), of volumes without foreground the middle one. Volumes are RAS+, and slices are seen as radiologists do: the
-    patient's right is on the left, anterior and superior are up. A voxel is as wide and as high as its spacing says.
-    Grey values run from the 0.5th to the 99.5th percentile of a modality in the three slices.
+    but 0), of volumes without foreground the middle one. Slices are seen as radiologists do: the patient's right is on
+    the left, anterior and superior are up. Volumes of any orientation are brought to the RAS+ that is nearest by their
+    affine, in which slices are counted too. A voxel is as wide and as high as its spacing says. Grey values run from
+    the 0.5th to the 99.5th percentile of a modality in the three slices.
 
     Reads "prediction" (N, X, Y, Z), "mask" (N, X, Y, Z) and "index" (N,) from what `validation_step` and `test_step`
     return; `image` (N, C, X, Y, Z) and, where they are there, `file` and `affine` from the batch; `class_names` and
@@ -60,10 +62,14 @@ class OrthogonalSlices(FirstImages):
     def _slices(
         self, ignore_index: int, index: int, name: str, affine: Tensor, image: Tensor, truth: Tensor, prediction: Tensor
     ) -> list[SegmentedImage]:
+        # Arrays are as their files have them where the data module leaves the orientation alone, say LPS or ASR, and
+        # planes and sides would be named and turned wrongly: from here on all is RAS+, whatever it was.
+        order, flipped = axes_to_ras(affine)
+        image, truth, prediction = (_reoriented(volume, order, flipped) for volume in (image, truth, prediction))
         asked = truth != ignore_index
         foreground = (truth > 0) & asked
         places = largest_cross_sections(foreground)
-        spacing = affine[:-1, :-1].float().norm(dim=0).tolist()
+        spacing = affine[:-1, order].float().norm(dim=0).tolist()
         sides = [n * width / min(spacing) for n, width in zip(truth.shape, spacing, strict=True)]
         scale = shown_scale(max(sides), self.max_side)
         sizes = [max(round(scale * side), 1) for side in sides]
@@ -90,6 +96,26 @@ def largest_cross_sections(foreground: Tensor) -> list[int]:
         areas = foreground.sum([other for other in range(foreground.ndim) if other != axis])
         places.append(int(areas.argmax()) if areas.any() else side // 2)
     return places
+
+
+def axes_to_ras(affine: Tensor) -> tuple[list[int], list[int]]:
+    """How an array comes nearest to RAS+, for `affine` (d + 1, d + 1), from indices of voxels to mm.
+
+    Returns:
+        The array's axes in the order that they are to have, and those that are to be reversed, by their new places.
+    """
+    steps = affine[:-1, :-1].double().cpu()
+    cosines = (steps / steps.norm(dim=0)).tolist()
+    places = range(len(cosines))
+    order = max(permutations(places), key=lambda axes: sum(abs(cosines[place][axes[place]]) for place in places))
+    return list(order), [place for place in places if cosines[place][order[place]] < 0]
+
+
+def _reoriented(volume: Tensor, order: list[int], flipped: list[int]) -> Tensor:
+    """A volume (..., *size) with its axes as `axes_to_ras` says; not copied unless one is reversed."""
+    dimensions = len(order)
+    volume = volume.movedim([axis - dimensions for axis in order], list(range(-dimensions, 0)))
+    return volume.flip([place - dimensions for place in flipped]) if flipped else volume
 
 
 def _upright(volume: Tensor, axis: int, place: int) -> Tensor:

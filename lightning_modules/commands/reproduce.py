@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_modules.commands.config_files import find_config
-from lightning_modules.grid import Cell, Grid, argument
+from lightning_modules.grid import RUN_MEASURES, Cell, Grid, argument
 from lightning_modules.grid_results import Curves, Results, measured, summarise
 from lightning_modules.metrics_file import FIRST_COLUMNS, Row, last_values, read_metrics
 from lightning_modules.stability import summarise_courses
@@ -201,13 +201,14 @@ def _read_run(folder: Path, grid: Grid, metrics: list[Row]) -> dict[str, Any]:
         check_name("metric", grid.metric, {name for row in metrics for name in row} - set(FIRST_COLUMNS))
         raise ValueError(f"{grid.metric} has no finite value in metrics.csv")
     last, values = named[-1], last_values(metrics)
-    for name in grid.measures:
-        check_name("measure", name, values)
+    logged = [name for name in grid.measures if name not in RUN_MEASURES]
+    for name in logged:
+        check_name("measure", name, {*values, *RUN_MEASURES})
     sessions = json.loads((folder / "environment.json").read_text())["sessions"]
     session = sessions[-1]
     return {
         "value": f"{values[grid.metric]:.6g}",
-        **{name: f"{values[name]:.6g}" for name in grid.measures},
+        **{name: f"{values[name]:.6g}" for name in logged},
         "steps": int(last["step"]) + 1,
         "minutes": f"{sum(s['minutes'] for s in sessions if s['stage'] == 'fit'):.1f}",
         "parameters": sum(parameter.numel() for parameter in load_run(folder).parameters()),

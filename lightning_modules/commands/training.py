@@ -211,7 +211,8 @@ class ConvsuiteCLI(LightningCLI):
         )
 
     def fit_test(self) -> None:
-        # A data module may have a method `check_test` that raises `ValueError` where its options leave nothing to test.
+        # A data module may have a method `check_test` that raises what the test would raise after hours of training:
+        # options that leave nothing to test, or files that are missing or damaged.
         getattr(self.datamodule, "check_test", lambda: None)()
         self.fit()
         given = self.config_init.trainer

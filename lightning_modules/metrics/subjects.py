@@ -106,9 +106,8 @@ class SubjectMeasures:
     is called ml is cm^2. Voxels that are to be ignored belong to no region.
 
     Where a region is empty in the truth or in the prediction, but not in both, Dice and surface Dice are 0, and HD95 is
-    the diagonal of the volume in mm, the greatest distance in it (373.13 for BraTS's 240x240x155, as its organisers
-    have it): a missed region must not make a mean better. `both_empty` says what becomes of a region that is empty in
-    both. Where the truth is empty, the relative volume difference is undefined.
+    `missing_distance`: a missed region must not make a mean better. `both_empty` says what becomes of a region that is
+    empty in both. Where the truth is empty, the relative volume difference is undefined.
 
     Args:
         regions: Names to the classes that a region consists of, `{whole: [1, 2, 3], core: [1, 3]}`; default: each class
@@ -119,6 +118,9 @@ class SubjectMeasures:
         surfaces_in_validation: Measure HD95 and surface Dice in validation too. They take long where a network, early
             in its training, scatters its classes over the whole volume.
         both_empty: "skip": Dice, HD95 and surface Dice are undefined and in no mean; "perfect": they are 1, 0 and 1.
+        missing_distance: HD95 in mm of a region that is missed or invented. None: the diagonal of the volume that is
+            measured, the greatest distance in it, which shrinks with a subject that is cropped. For all subjects alike
+            name that of their own grid: 373.13 for BraTS's 240x240x155 voxels of 1 mm, as its organisers have it.
 
     Raises:
         ValueError: An option out of range, a region without classes or with one twice.
@@ -133,11 +135,14 @@ class SubjectMeasures:
         surface_dice: bool = True,
         surfaces_in_validation: bool = False,
         both_empty: BothEmpty = "skip",
+        missing_distance: float | None = None,
     ) -> None:
         if find_spec("monai") is None:  # now, not after an epoch
             raise ImportError("SubjectMeasures needs MONAI: pip install convsuite[medical]")
         if not (surface_tolerance >= 0 and math.isfinite(surface_tolerance)):
             raise ValueError(f"surface_tolerance must be 0 mm or more, got {surface_tolerance}")
+        if missing_distance is not None and not (missing_distance > 0 and math.isfinite(missing_distance)):
+            raise ValueError(f"missing_distance must be above 0 mm, or null, got {missing_distance}")
         check_name("both_empty", both_empty, get_args(BothEmpty))
         if regions is not None and not regions:
             raise ValueError("regions is empty: name one, or leave it out for each class by itself")
@@ -150,6 +155,7 @@ class SubjectMeasures:
         self.surface_dice = surface_dice
         self.surfaces_in_validation = surfaces_in_validation
         self.both_empty = both_empty
+        self.missing_distance = missing_distance
 
     def check_classes(self, num_classes: int) -> None:
         """Raise `ValueError` where a region holds a number that is no class."""
@@ -198,7 +204,8 @@ class SubjectMeasures:
         if all(counts):
             overlap = self._overlap(predicted, true, spacing.tolist(), with_surfaces)
         elif any(counts):
-            overlap = (0.0, float((spacing * torch.tensor(true.shape)).norm()), 0.0)
+            diagonal = float((spacing * torch.tensor(true.shape)).norm())
+            overlap = (0.0, diagonal if self.missing_distance is None else self.missing_distance, 0.0)
         else:
             overlap = (1.0, 0.0, 1.0) if self.both_empty == "perfect" else (math.nan, math.nan, math.nan)
         dice, hd95, surface_dice = overlap

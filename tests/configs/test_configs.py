@@ -24,13 +24,14 @@ from tests.helpers.data import trust_fashion_mnist, write_celeba, write_fashion_
 from tests.helpers.imagenet import CLASSES, write_official
 from tests.helpers.nuclei import write_tnbc
 from tests.helpers.photos import box, write_cityscapes, write_coco, write_sbd, write_voc
-from tests.helpers.volumes import write_brats
+from tests.helpers.volumes import write_brats, write_image_label_folders
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_EXPERIMENTS = ("grids", "sweeps")  # read by `convsuite reproduce` and by W&B, with tests of their own
 TESTED = ("test/accuracy", "test/pixel_accuracy", "test/fid_contrastive_20")
 TINY_VGG = {"head_width": 16, "pool_size": 1}
-TINY_VOLUMES = {  # network and inference
+TINY_VOLUMES = {  # network, inference and patch
+    "folder": ("{dimensions: 3, widths: [2, 2], kernel_size: 3, norm: instance}", "{tile_size: 8, align: 2}", 8),
     "unet": ("{dimensions: 3, widths: [2, 2], kernel_size: 3, norm: instance}", "{tile_size: 8, align: 2}", 8),
     "fcn": ("{dimensions: 3, widths: [2, 2], output_stride: 2, norm: instance}", "{tile_size: 12, align: 4}", 12),
     "deepmedic": ("{dimensions: 3, widths: [2], classifier_widths: [], padding: valid}", "{tile_size: 9, align: 3}", 9),
@@ -47,7 +48,8 @@ def base(name: str) -> str:
     if name.startswith("medical/toy/"):
         return "medical/toy/lesions.yaml"
     if name.startswith("medical/brats/"):
-        return f"medical/brats/{'deepmedic' if name.endswith('deepmedic.yaml') else 'unet'}.yaml"
+        over_deepmedic = name.endswith(("deepmedic.yaml", "padded.yaml"))
+        return f"medical/brats/{'deepmedic' if over_deepmedic else 'unet'}.yaml"
     if name.startswith("sunet/"):
         return {"imagenet": "sunet/imagenet/sunet_64.yaml", "voc": "sunet/voc/trainaug.yaml"}.get(
             name.split("/")[1], "sunet/cityscapes/fine.yaml"
@@ -77,6 +79,7 @@ def tiny_data(tmp_path, monkeypatch) -> Path:
     write_sbd(tmp_path / "data")
     write_cityscapes(tmp_path / "data", train=6, test=2)
     write_brats(tmp_path / "data" / "brats_2018", size=(20, 18, 16))
+    write_image_label_folders(tmp_path / "data", [f"case{number}" for number in range(6)], size=(20, 18, 16))
     write_coco(tmp_path / "data", [[{"category": "dog", "segmentation": box(0, 0, 39, 35)}]] * 6)
     torch.save(create_model("vgg16", num_classes=2, **TINY_VGG).state_dict(), tmp_path / "vgg16.pth")
     monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path / "data"))
@@ -103,6 +106,17 @@ def test_overlays_build_over_an_experiment(name, tmp_path, monkeypatch):
         cli = ConvsuiteCLI("fit", ["--config", base(name), "--config", name, *here], cleanup)
         assert cli.model.network is not None
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("layer", ["octave", "gaussian", "depthwise_separable"])
+@pytest.mark.parametrize("network", ["unet", "fcn", "deepmedic"])
+def test_variants_go_into_every_network_for_volumes(network, layer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    padded = ["--config", "medical/brats/padded.yaml"] if network == "deepmedic" else []
+    configs = ["--config", f"medical/brats/{network}.yaml", *padded, "--config", f"medical/brats/layers/{layer}.yaml"]
+    with ExitStack() as cleanup:
+        cli = ConvsuiteCLI("fit", configs, cleanup)
+        assert cli.model.network is not None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +153,7 @@ def experiment(name: str) -> list[str]:
         few = ["--data.train_size=3", "--data.tile_size=32", "--data.batch_size=4"]
     if name.startswith("medical/toy/"):
         few = ["--data.train_size=4", "--data.test_size=3", "--data.patches_per_epoch=8", "--data.batch_size=2"]
-    if name.startswith("medical/brats/"):
+    if name.startswith("medical/") and not name.startswith("medical/toy/"):
         options, inference, patch = TINY_VOLUMES[Path(name).stem]
         few = [
             f"--model.model_options={options}",
@@ -151,6 +165,7 @@ def experiment(name: str) -> list[str]:
             "--trainer.check_val_every_n_epoch=1",
         ]
         few += ["--data.context=3"] if name.endswith("deepmedic.yaml") else []
+        few += ["--data.modalities=null", "--data.class_names=null"] if name.endswith("folder.yaml") else []
     if name.startswith("gaussian/cats_dogs/"):
         options = f"{{conv_layers: features.0, head_width: {TINY_VGG['head_width']}, pool_size: 1}}"
         few = [f"--model.model_options={options}", "--data.train_size=16", "--data.image_size=32"]
@@ -205,7 +220,7 @@ def test_experiments_run_resume_test_and_predict(name, tiny_data, monkeypatch):
         written = sorted(path.name for path in Path("run/predictions").rglob("*.png"))
         assert written
         assert all(re.fullmatch(r"\d\d_\d\.png", name) for name in written)  # whole images, by their names
-    elif name.startswith("medical/brats/"):
+    elif name.startswith("medical/") and not name.startswith("medical/toy/"):
         assert list(Path("run/predictions").glob("*.nii.gz"))
     elif name.startswith(("medical/toy/", "sunet/")) and not name.startswith("sunet/imagenet/"):
         assert list(Path("run/predictions").rglob("*.png"))

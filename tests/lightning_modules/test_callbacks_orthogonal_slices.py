@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lightning_modules.callbacks import OrthogonalSlices, SegmentationOverlays
-from lightning_modules.callbacks.orthogonal_slices import largest_cross_sections
+from lightning_modules.callbacks.orthogonal_slices import axes_to_ras, largest_cross_sections
 from tests.helpers.patches import TinyPatches
 from tests.helpers.tiny_masks import IGNORED, TinyMasks, tiny_segmentation
 from tests.helpers.tiny_runs import tiny_trainer
@@ -90,6 +90,43 @@ def test_voxels_are_shown_as_large_as_they_are():
     assert [row.truth.shape for row in enlarged] == [(240, 144), (48, 144), (48, 240)]
     shrunk = shown(image, truth, truth, affine, OrthogonalSlices(max_side=10))
     assert [row.image.shape for row in shrunk] == [(10, 6, 3), (2, 6, 3), (2, 10, 3)]
+
+
+def turned(angle):
+    """A rotation by `angle` degrees about an oblique axis, float64 (3, 3)."""
+    x, y, z = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64), dim=0)
+    generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    return torch.linalg.matrix_exp(math.radians(angle) * generator)
+
+
+@pytest.mark.parametrize("angle", [0, 20])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "ASR", "IPR", "SLA"])
+def test_every_orientation_gives_the_same_picture(codes, angle):
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+    affine = torch.diag(torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64))
+    affine[:3, :3] = turned(angle) @ affine[:3, :3]
+    image, truth = volume()
+    prediction = torch.zeros_like(truth)
+    prediction[RIGHT, ANTERIOR], prediction[2, 1, SUPERIOR] = 1, 2
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+    other = affine @ torch.from_numpy(inv_ornt_aff(change, SIZE))
+    volumes = (torch.from_numpy(apply_orientation(array.numpy(), change).copy()) for array in (truth, prediction))
+    grey = torch.from_numpy(apply_orientation(image[0].numpy(), change).copy())[None]
+    assert (codes == "RAS") == (axes_to_ras(other) == ([0, 1, 2], []))
+    expected = shown(image, truth, prediction, affine)
+    for found, row in zip(shown(grey, *volumes, other), expected, strict=True):
+        assert found.name == row.name
+        for picture in ("image", "truth", "prediction"):
+            np.testing.assert_array_equal(getattr(found, picture), getattr(row, picture))
+
+
+def test_an_oblique_volume_takes_each_axis_once():
+    """Two axes of the array are nearest to the patient's left and right: the one that is farther goes elsewhere."""
+    steps = torch.tensor([[0.9, -0.7, 0.0], [0.43, 0.6, 0.3], [0.0, -0.39, 0.95]])
+    affine = torch.eye(4)
+    affine[:3, :3] = steps
+    assert axes_to_ras(affine) == ([0, 1, 2], [])
 
 
 def test_names():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from lightning_modules.commands import reproduce
 from lightning_modules.commands.reproduce import CellError, Outcome
 from lightning_modules.grid import Cell, Grid
 from lightning_modules.grid_results import Curves, Results
 from tests.helpers.commands import tiny
-from tests.helpers.grids import CURVES, VALUES, result_row, write_grid
+from tests.helpers.grids import CURVES, MEASURES, VALUES, result_row, write_grid
 
 DIGITS = """
 title: Digits
@@ -170,3 +172,17 @@ def test_a_metric_that_no_run_measures_is_named(tmp_path, metric, message):
     grid = dataclasses.replace(write_grid(tmp_path, VALUES), metric=metric)
     with pytest.raises(ValueError, match=message):
         reproduce._read_run(tmp_path, grid, [{"epoch": "0", "step": "1", "val/accuracy": "0.5", "val/loss": "nan"}])
+
+
+def test_measures_come_from_the_log_and_from_the_run_itself(tmp_path, monkeypatch):
+    grid = write_grid(tmp_path, MEASURES.replace("test/iou: IoU", "minutes: minutes"))
+    session = {"precision": "32", "versions": {"torch": "2", "lightning": "2"}, "git": {"commit": "c", "dirty": False}}
+    sessions = [{**session, "stage": stage, "minutes": 1.25} for stage in ("fit", "fit", "test")]
+    (tmp_path / "environment.json").write_text(json.dumps({"sessions": sessions}))
+    monkeypatch.setattr("lightning_modules.runs.load_run", lambda folder: nn.Linear(2, 1))
+    metrics = [{"epoch": "0", "step": "1", "test/accuracy": "0.5"}]
+    found = reproduce._read_run(tmp_path, grid, metrics)
+    assert {name: found[name] for name in grid.measures} == {"test/accuracy": "0.5", "minutes": "2.5"}
+    grid.measures["minute"] = grid.measures.pop("minutes")
+    with pytest.raises(ValueError, match=r"unknown measure 'minute'\. Did you mean 'minutes'"):
+        reproduce._read_run(tmp_path, grid, metrics)

@@ -64,6 +64,25 @@ def test_measures_side_by_side_and_against_a_reference(tmp_path):
     assert table.sentences == ["One, Wide less Plain, 1 seed: accuracy +1.00."]
 
 
+def test_a_measure_has_its_own_scale_and_digits(tmp_path):
+    """Those of the grid where it names none, and what the results know of every run is not percent."""
+    own = (
+        "  test/iou: {label: HD95 (mm), scale: 1, digits: 2}\n  minutes: minutes\n  steps: {label: steps, digits: 0}\n"
+    )
+    grid = write_grid(tmp_path, MEASURES.replace("  test/iou: IoU\n", own))
+    results = Results(tmp_path / "results.csv", grid.measures)
+    for cell, distance, minutes in zip(grid.cells(), (43.909, 46.5, 40.0), (5.0, 5.9, 2.5), strict=False):
+        found = {"test/accuracy": 0.9, "test/iou": distance, "minutes": minutes, "steps": 200}
+        results.add({**result_row(cell, 0.9), **found})
+    table = measure_table(grid, summarise(grid, results), measured(grid, Results(results.path, grid.measures)))
+    assert table.header[4:] == ["accuracy", "HD95 (mm)", "minutes", "steps"]
+    assert table.lines[0][4:] == ["90.0 ± 0.0", "41.95 ± 2.76", "3.8 ± 1.8", "200 ± 0"]
+    assert table.lines[2][4:] == ["90.0", "46.50", "5.9", "200"]
+    assert table.sentences == [
+        "One, Wide less Plain, 1 seed: accuracy +0.00, HD95 (mm) +2.591, minutes +0.90, steps +0.0."
+    ]
+
+
 def curves_table(grid, folder):
     results, curves = Results(folder / "results.csv"), Curves(folder / "curves.csv", grid.curves.metrics)
     plain, wide, again, *_ = grid.cells()

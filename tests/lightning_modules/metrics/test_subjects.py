@@ -136,6 +136,16 @@ def test_a_region_that_is_missed_or_invented_costs_the_diagonal():
     assert invented.volume_difference == pytest.approx(0.006)
 
 
+def test_the_distance_of_a_missed_region_may_be_given():
+    """Then it does not depend on how a subject is cropped; a region that is found keeps its distance."""
+    truth, prediction = boxes((5, 5, 5), (2, 2, 1)), boxes((5, 5, 5), (2, 2, 3))
+    for size in ((4, 4, 4), (8, 8, 8)):
+        nothing, something = boxes(size), boxes(size, (3, 3, 3))
+        for pair in ((nothing, something), (something, nothing)):
+            assert measured(*pair, missing_distance=373.13)["all"].hd95 == 373.13
+    assert measured(prediction, truth, missing_distance=373.13) == measured(prediction, truth)
+
+
 def test_a_region_that_is_nowhere():
     nothing = boxes((4, 4, 4))
     skipped = measured(nothing, nothing)["all"]
@@ -229,6 +239,8 @@ def test_from_yaml_by_the_short_name():
         ({"regions": {"core": [-1]}}, "region 'core' must name classes"),
         ({"surface_tolerance": -1.0}, "surface_tolerance must be 0 mm or more"),
         ({"surface_tolerance": math.nan}, "surface_tolerance must be 0 mm or more"),
+        ({"missing_distance": 0.0}, "missing_distance must be above 0 mm, or null, got 0.0"),
+        ({"missing_distance": math.inf}, "missing_distance must be above 0 mm"),
     ],
 )
 def test_impossible_options(options, message):
