@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.folders import data_folder
 from datamodules.image_folder import ImageFolder
 from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader, process_place
 from datamodules.splits import check_split
@@ -91,7 +92,7 @@ class BaseDataModule(LightningDataModule, ABC):
         check_split(train_size, val_size or 0, self.train_samples)
         # A checkpoint names its data; loggers get the whole config from the command line.
         self.save_hyperparameters(logger=False)
-        self.root = os.path.expanduser(root or os.environ.get("CONVSUITE_DATA") or "data")
+        self.root = data_folder(root)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_size = train_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 from datamodules.annotated_files import Photos, check_present
 from datamodules.base import Split
 from datamodules.coco_masks import ObjectMasks, SelectedMasks, load_object_masks
+from datamodules.folders import cache_folder
 from datamodules.photo_segmentation import PhotoSegmentationDataModule
 from datamodules.voc import CLASSES
 
@@ -100,7 +100,7 @@ class COCODataModule(PhotoSegmentationDataModule):
         if min_pixels < 0:
             raise ValueError(f"min_pixels must be 0 (keep all photos) or more, got {min_pixels}.")
         self.min_pixels = min_pixels
-        self.cache_root = Path(cache_root or os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
+        self.cache_root = cache_folder(cache_root)
         self._objects: dict[str, ObjectMasks] = {}
 
     def prepare_data(self) -> None:

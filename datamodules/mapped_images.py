@@ -1,13 +1,11 @@
 """Images decoded once into a memory map: data sets that hand out whole batches of it, and their data module."""
 
 import hashlib
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch.utils.data import Dataset
 from datamodules.base import BaseDataModule, Split, SplitDataset
 from datamodules.crop import Crop, CroppedFolder, SquareCrop
 from datamodules.decoding import decode_in_blocks
+from datamodules.folders import cache_folder
 from datamodules.image_folder import DamagedFileError
 from datamodules.listing import Listing
 from datamodules.memory_map import MemoryMap, Record
@@ -181,7 +180,7 @@ class MappedDataModule(BaseDataModule):
         self.image_size = image_size
         self.flip = flip
         self.skip_damaged = skip_damaged
-        self.cache_root = Path(cache_root or os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
+        self.cache_root = cache_folder(cache_root)
         self._prepared: tuple[MemoryMap, Catalogue] | None = None  # damaged images are in no split of it
 
     @abstractmethod

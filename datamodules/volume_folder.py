@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+from datamodules.folders import data_folder
 from datamodules.image_label_folders import EXPECTED, NUMBER, Description, Labels, choose_channels, list_cases
 from datamodules.patch_sampling import Centres, Padding
 from datamodules.volume_files import SubjectFiles, find_home
@@ -135,7 +135,7 @@ class VolumeFolderDataModule(VolumeDataModule):
         self.folder = folder
         self._patient_pattern = _compiled("patient_pattern", patient_pattern)
         self._site_pattern = _compiled("site_pattern", site_pattern)
-        self._root = Path(root or os.environ.get("CONVSUITE_DATA") or "data").expanduser()
+        self._root = Path(data_folder(root))
         self.channels, labels = self._describe(modalities, class_names)
         self.in_channels = len(self.channels)
         self.class_names = labels.names

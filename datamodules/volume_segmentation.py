@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.base import Split
+from datamodules.folders import cache_folder
 from datamodules.geometry import NativeSpace, to_native
 from datamodules.patches import PatchDataModule
 from datamodules.subject_splits import SubjectSplit, deal_subjects
@@ -93,7 +93,7 @@ class VolumeDataModule(PatchDataModule):
             orientation, None if spacing is None else tuple(spacing), max_anisotropy, crop_foreground, intensity
         )
         self.memory_limit = memory_limit
-        self.cache_root = Path(cache_root or os.environ.get("CONVSUITE_CACHE") or "~/.cache/convsuite").expanduser()
+        self.cache_root = cache_folder(cache_root)
         self._dealt: dict[Split, list[SubjectFiles]] | None = None
         self._stores: dict[str, tuple[list[SubjectFiles], VolumeStore]] = {}
 
