@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from datamodules.folders import data_folder
 from datamodules.image_folder import ImageFolder
 from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader, process_place
 from datamodules.splits import check_split
+from datamodules.worker_signals import leave_signals_to_main
 
 Split = Literal["train", "val", "test"]
 Opened = TypeVar("Opened", bound=Dataset)
@@ -266,7 +266,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _leave_signals_to_main,
+            "worker_init_fn": leave_signals_to_main,
             # Its own, because making an iterator draws a number: training noise must not depend on it.
             "generator": torch.Generator(),
         }
@@ -275,16 +275,6 @@ class BaseDataModule(LightningDataModule, ABC):
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     """Collate nothing: `__getitems__` returns whole batches."""
     return batch
-
-
-def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a scheduler's signals reach every process; the main one decides what they mean.
-
-    SIGTERM stays as torch sets it: it is how the main process ends a worker.
-    """
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):  # Windows lacks the last two
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _opened(dataset: Opened | None, stage: str) -> Opened:

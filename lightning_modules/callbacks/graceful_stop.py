@@ -48,9 +48,9 @@ class GracefulStop(StepBoundary):
             raise Stopped(signum, f"step {trainer.global_step} is done and saved", _exit_code(trainer, signum))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM ends the workers of a validation too, which cannot go on then."""
-        if self._received and "DataLoader worker" in str(exception):
-            how = "stopped in the middle of a validation, back to the last checkpoint"
+        """A worker may end by the same signal: where it cannot know the sender, or has only just begun."""
+        if self._received and _is_lost_worker(exception):
+            how = "stopped without its loader's workers, back to the last checkpoint"
             raise Stopped(self._received, how, _exit_code(trainer, self._received))
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -62,6 +62,11 @@ class GracefulStop(StepBoundary):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # No print: a signal may come in the middle of one.
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once, back to the last checkpoint)\n")
+
+
+def _is_lost_worker(exception: BaseException) -> bool:
+    """Torch's own error, or what reading from a worker raises that ends in the middle of sending a batch."""
+    return "DataLoader worker" in str(exception) or isinstance(exception, (EOFError, ConnectionError))
 
 
 def _exit_code(trainer: Trainer, signum: int) -> int:

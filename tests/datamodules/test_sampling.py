@@ -1,7 +1,5 @@
 """The order of samples: a function of seed and epoch, shared by any number of processes, resumable anywhere."""
 
-import os
-import signal
 from itertools import islice
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from datamodules import sampling
-from datamodules.base import _leave_signals_to_main
 from datamodules.sampling import (
     EpochSampler,
     EvaluationSampler,
@@ -189,27 +186,6 @@ def test_another_global_batch_size_in_the_middle_of_an_epoch_is_an_error():
     resumed.load_state_dict({"epoch": 0, "batches": 3, "global_batch_size": 4})
     with pytest.raises(ValueError, match="global batches of 4, this run has 8: choose batch_size"):
         next(iter(resumed))
-
-
-def test_a_worker_ignores_the_signals_that_the_main_process_handles():
-    data = Numbers(400)
-    running = iter(
-        ResumableDataLoader(
-            data,
-            4,
-            sampler=EpochSampler(data),
-            collate_fn=as_they_are,
-            num_workers=1,
-            worker_init_fn=_signal_itself,
-        )
-    )
-    assert len(list(running)) == 100
-
-
-def _signal_itself(worker: int) -> None:
-    _leave_signals_to_main(worker)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        os.kill(os.getpid(), number)
 
 
 def test_generators_of_different_keys_are_unrelated():

@@ -89,10 +89,15 @@ def test_a_worker_that_the_signal_ended_is_no_error():
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
 
-def test_a_validation_without_its_workers_goes_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), EOFError(), ConnectionResetError(104, "reset")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_validation_without_its_workers_goes_back(tmp_path, monkeypatch, error):
     def lose_a_worker():
         os.kill(os.getpid(), signal.SIGTERM)
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        raise error
 
     at_step(monkeypatch, 2 * STEPS_AN_EPOCH, lose_a_worker, "validation_step")
     with pytest.raises(Stopped) as stopped:

@@ -177,7 +177,7 @@ def test_real_signals(tmp_path, uninterrupted, signum):
     if signum != signal.SIGKILL:
         assert signum.name in output
         assert "To go on:\n  convsuite fit --model=ClassificationTask" in output
-    if "is done and saved" in output:  # otherwise SIGTERM ended the workers of a validation
+    if "is done and saved" in output:  # otherwise SIGTERM met a worker that had only just begun
         saved = read_checkpoint(run.last_checkpoint)["global_step"]
         assert str(saved - 1) == read_metrics(run.metrics_file)[-1]["step"]
 
