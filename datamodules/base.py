@@ -142,6 +142,14 @@ class BaseDataModule(LightningDataModule, ABC):
                 else ImageFolder(self.predict_root, self.in_channels, self.image_size)
             )
 
+    def check_test(self) -> None:
+        """Open the test set, which is then kept, so that what would stop a test shows before the training.
+
+        Raises:
+            FileNotFoundError, DamagedFileError, ValueError: As `setup`; `ValueError` also where it is empty.
+        """
+        self._split("test")
+
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps of the data: the seed by which its training samples were chosen."""
         return {"seed": self.seed}

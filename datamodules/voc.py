@@ -142,17 +142,12 @@ class PascalVOCDataModule(PhotoSegmentationDataModule):
     def photos(self, split: Split) -> Photos:
         if split == "train" and self.train_split == "trainaug":
             return self._augmented()
-        if split == "test":
-            self.check_test()
-        return self._listed(self.train_split if split == "train" else "val")
-
-    def check_test(self) -> None:
-        """Raise `ValueError` where there is no test with these options; reads nothing."""
-        if self.train_split == "trainval":
+        if split == "test" and self.train_split == "trainval":
             raise ValueError(
                 "train_split: trainval leaves no photos to test on, because those with published masks are all trained "
                 "on. Use fit, then predict, and have the server measure what that writes; or another train_split."
             )
+        return self._listed(self.train_split if split == "train" else "val")
 
     def photos_to_predict(self) -> Photos:
         return self._listed(self._predicted_split, with_masks=False)

@@ -136,16 +136,6 @@ class VolumeDataModule(PatchDataModule):
         folder = self.folder_to_predict()
         return super().make_predict_store() if folder is None else self._open("predict", self.list_to_predict(folder))
 
-    def check_test(self) -> None:
-        """Read the test subjects, which are then kept, so that a damaged one is found before training, not after.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            DamagedFileError: A file is not what it should be.
-            ValueError: There are none.
-        """
-        self.make_test()
-
     def to_native(self, prediction: Tensor, subject: str) -> tuple[np.ndarray, np.ndarray, Nifti1Header | None]:
         """A prediction for a whole volume as (values uint8, affine, header) of the subject's own files.
 

@@ -26,6 +26,7 @@ import lightning_modules
 from datamodules import BaseDataModule
 from lightning_modules.base import BaseTask
 from lightning_modules.callbacks import default_callbacks, prediction_callbacks
+from lightning_modules.callbacks.check_test import CheckTest
 from lightning_modules.callbacks.checkpoints import with_checkpoints
 from lightning_modules.callbacks.exact_resume import ExactResume
 from lightning_modules.callbacks.graceful_stop import GracefulStop, Stopped
@@ -211,9 +212,6 @@ class ConvsuiteCLI(LightningCLI):
         )
 
     def fit_test(self) -> None:
-        # A data module may have a method `check_test` that raises what the test would raise after hours of training:
-        # options that leave nothing to test, or files that are missing or damaged.
-        getattr(self.datamodule, "check_test", lambda: None)()
         self.fit()
         given = self.config_init.trainer
         writes_checkpoints = not given.fast_dev_run and given.enable_checkpointing is not False
@@ -301,6 +299,8 @@ class ConvsuiteCLI(LightningCLI):
 
     def _callbacks(self, given: list[Callback]) -> list[Callback]:
         callbacks = [RunFolder(self.run, self.config_plain, self.command_line), ExactResume(), *given]
+        if self.command == "fit_test":
+            callbacks.insert(0, CheckTest())
         if self.config_init.trainer.enable_progress_bar is not False and not _has(given, ProgressBar):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
         callbacks += [callback for callback in default_callbacks(self.model) if not _has(given, type(callback))]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
+from lightning_modules import SegmentationTask
 from lightning_modules.callbacks.class_table import ClassTable
 from lightning_modules.cli import main
 from lightning_modules.commands import training
@@ -20,6 +21,8 @@ from lightning_modules.files import CheckpointError
 from lightning_modules.metrics_file import read_metrics
 from lightning_modules.runs import MissingRunError, Run
 from tests.helpers.commands import tiny
+from tests.helpers.nuclei import write_tnbc
+from tests.helpers.photos import write_voc
 
 EXPERIMENT = """
 model:
@@ -206,10 +209,16 @@ def test_weights_that_are_no_result_leave_no_folder(tmp_path, options, error, sa
 
 
 def test_fit_test_without_a_test_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "fit", None)
-    (tmp_path / "voc.yaml").write_text(
-        "data: {class_path: PascalVOCDataModule, init_args: {train_split: trainval, val_size: 0, root: nowhere}}"
-    )
-    with pytest.raises(ValueError, match=r"trainval leaves no photos to test on.* Use fit, then predict"):
-        main(["fit_test", "--config", "experiment.yaml", "--config", "voc.yaml"])
-    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(SegmentationTask, "training_step", lambda *_: pytest.fail("it trains"))
+    write_voc(tmp_path)
+    write_tnbc(tmp_path)
+    voc, nuclei = "train_split: trainval, crop_size: 16", "test_size: 0, tile_size: 16"
+    for data, options, said in (
+        ("PascalVOCDataModule", voc, r"trainval leaves no photos to test on.* Use fit, then predict"),
+        ("NucleiDataModule", nuclei, "test_size is 0: there is nothing to test"),
+    ):
+        options = f"{{{options}, val_size: 0, root: ., batch_size: 2}}"
+        (tmp_path / "data.yaml").write_text(f"data: {{class_path: {data}, init_args: {options}}}")
+        with pytest.raises(ValueError, match=said):
+            main(["fit_test", "--config", "experiment.yaml", "--config", "data.yaml"])
+        assert not (tmp_path / "runs").exists()
