@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,8 @@ DEGRIDDING_WIDTH = 512
 
 
 class SegmentationHead(nn.Module):
-    """A 1x1 convolution to classes, then bilinear upsampling (between pixel centres, `align_corners=False`).
+    """A 1x1 convolution to classes, then bilinear upsampling (between pixel centres, `align_corners=False`),
+    which is done in float32 at least, whatever the features are.
 
     Maps features (N, in_features, h, w) and the image's size (H, W) to logits (N, num_classes, H, W).
 
@@ -34,7 +36,10 @@ class SegmentationHead(nn.Module):
         )
 
     def forward(self, features: Tensor, size: Sequence[int]) -> Tensor:
-        return F.interpolate(self.conv(features), size=tuple(size), mode="bilinear", align_corners=False)
+        logits = self.conv(features)
+        # Between two bfloat16 values lie few others: one pixel in a hundred would have two best classes.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class DegriddingHead(SegmentationHead):

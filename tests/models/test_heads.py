@@ -39,6 +39,17 @@ def test_the_head_is_linear_in_each_pixel_and_bilinear_between_them():
     torch.testing.assert_close(logits[:, :, 3, 4], between)
 
 
+def test_logits_between_pixels_are_not_rounded_to_bfloat16():
+    """Steep steps leave few bfloat16 values between two pixels, so that many would have two best classes."""
+    head = SegmentationHead(8, 21)
+    features = 40 * torch.randn(1, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        best_two = head(features, (96, 96)).topk(2, dim=1).values
+    assert best_two.dtype == torch.float32
+    assert (best_two[:, 0] == best_two[:, 1]).float().mean() < 1e-3
+    assert head.double()(features.double(), (12, 12)).dtype == torch.float64
+
+
 # fashion_cnn.
 
 
