@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 Place = tuple[str, str]
 """A row and a column of the grid."""
 
-# By the place of a column in the grid, so that it has one colour in all figures.
-_COLOURS = (GREY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE)
+# By the place of a column in the grid, so that it has one colour in all figures. The key is grey: no column is.
+_COLOURS = ("black", BLUE, GREEN, ORANGE, VERMILLION, PURPLE)
 _SEED_WIDTH, _SEED_ALPHA = 0.6, 0.45
+_DOT_SIZE = 3
 _WIDTH, _MAX_SIDE = 7.2, 2.0  # inches: a figure with samples beneath its curves, and one picture of samples
 _BETWEEN = 14  # pixels between the samples of two epochs
 
@@ -164,7 +165,8 @@ def _palette_png(figure: Figure) -> bytes:
 def draw_curves(content: Content) -> Figure:
     """A panel for each metric (downwards) and row of the grid (sideways), in it a line for each column.
 
-    The line is the mean over the seeds, of which each is a thin line; a dot marks its best value of the grid's metric.
+    The line is the mean over the seeds, of which each is a thin line; of the grid's metric, dots mark the best value of
+    each seed.
     """
     from matplotlib.figure import Figure
 
@@ -204,11 +206,10 @@ def _draw_panel(axes: Axes, content: Content, row: str, metric: str) -> None:
         colour = _colour(grid, column)
         for course in courses if len(courses) > 1 else []:
             axes.plot(*course, color=colour, linewidth=_SEED_WIDTH, alpha=_SEED_ALPHA)
-        epochs, values = _mean(courses)
-        axes.plot(epochs, values, color=colour)
-        if metric == grid.metric:
+        axes.plot(*_mean(courses), color=colour)
+        for epochs, values in courses if metric == grid.metric else []:
             curve = stability(epochs, values, lower_is_better=grid.better == "lower")
-            axes.plot(curve.best_epoch, curve.best, "o", color=colour, markersize=3.5)
+            axes.plot(curve.best_epoch, curve.best, "o", color=colour, markersize=_DOT_SIZE)
     if grid.curves is not None and grid.curves.metrics[metric].log:
         _make_logarithmic(axes)
 
@@ -241,7 +242,7 @@ def _draw_key(figure: FigureBase, content: Content) -> None:
     if any(len(cells) > 1 for cells in content.cells.values()):
         keys.append(Line2D([], [], color=GREY, linewidth=_SEED_WIDTH, alpha=_SEED_ALPHA, label="one seed"))
     if content.grid.metric in content.metrics:
-        keys.append(Line2D([], [], color=GREY, marker="o", markersize=3.5, linestyle="", label="best"))
+        keys.append(Line2D([], [], color=GREY, marker="o", markersize=_DOT_SIZE, linestyle="", label="best"))
     figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handlelength=1.4, columnspacing=1.2)
 
 

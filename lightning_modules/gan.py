@@ -47,8 +47,8 @@ class GANTask(BaseTask):
     Logs `train/loss_discriminator`, `train/loss_generator`, `train/logit_real` and `train/logit_fake` (means of the
     discriminator's logits), `train/beta_high` and `train/beta_low` where they are scheduled, and, of
     `num_generated` images against `reference_split`, what `lightning_modules.metrics` measures. Of the Fréchet
-    distance also `..._best`, the lowest so far, and `..._rise`, how far the curve lies above it now: the stability that
-    OC-GAN claims, as a number.
+    distance also `..._best`, the lowest so far, and `..._rise`, how far the latest value lies above it; the table of a
+    grid measures stability on running medians instead (`lightning_modules.stability`).
 
     Args:
         model: The generator, a name of `models.list_models()`.

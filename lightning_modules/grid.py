@@ -83,7 +83,7 @@ class CurveMetric:
     """A metric that is kept for each epoch.
 
     Keys: `label`; `log`, whether figures show it on a logarithmic axis; `table`, whether the table of stability shows
-    its value at the last epoch.
+    the median of its last values.
     """
 
     label: str

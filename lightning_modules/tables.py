@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_modules.files import write_whole
 from lightning_modules.grid import Grid
 from lightning_modules.grid_results import Measures, Summary, spread
-from lightning_modules.stability import Course, Stability
+from lightning_modules.stability import TURN, Course, Stability
 
 Summaries = dict[tuple[str, str], Summary]
 Courses = dict[tuple[str, str], dict[int, Course]]
@@ -32,18 +32,29 @@ class Table:
 
 
 def value_table(grid: Grid, summaries: Summaries) -> Table:
-    """Parameters, then per row of the grid ours and, beneath it, the published values; a column for each column."""
-    parameters = {column: summary.parameters for (_, column), summary in summaries.items()}
-    lines = [["parameters", *(f"{parameters[c]:,}" if c in parameters else MISSING for c in grid.columns)]]
+    """Per row of the grid ours and, beneath it, the published values; a column for each column.
+
+    Parameters come first, or beneath each row if they are not the same in all of them.
+    """
+    in_all = {column: summary.parameters for (_, column), summary in summaries.items()}
+    alike = all(summary.parameters == in_all[column] for (_, column), summary in summaries.items())
+    lines = [_parameters(grid, in_all)] if alike else []
     for row, axis in grid.rows.items():
         published = grid.published.get(row, {})
         counts = {len(summary.values) for (r, _), summary in summaries.items() if r == row}
         cells = [_value(grid, summaries.get((row, c)), published.get(c), len(counts) > 1) for c in grid.columns]
         lines.append([axis.label + (f", {_seeds(*counts)}" if len(counts) == 1 else ""), *cells])
+        if not alike:
+            own = {column: summary.parameters for (r, column), summary in summaries.items() if r == row}
+            lines.append(_parameters(grid, own))
         if published:
             lines.append([PUBLISHED, *(f"{published.get(column, MISSING)}" for column in grid.columns)])
     header = ["", *(axis.label for axis in grid.columns.values())]
     return Table(header, lines, _verdicts(grid, summaries))
+
+
+def _parameters(grid: Grid, counts: Mapping[str, int]) -> list[str]:
+    return ["parameters", *(f"{counts[column]:,}" if column in counts else MISSING for column in grid.columns)]
 
 
 def _value(grid: Grid, summary: Summary | None, published: float | None, with_count: bool) -> str:
@@ -125,16 +136,18 @@ def _differences(grid: Grid, measures: Measures) -> list[str]:
 
 
 def stability_table(grid: Grid, courses: Courses) -> Table:
-    """A line for each row and column of the grid: the best value of its curves, the last, and how much worse that is.
+    """A line for each row and column of the grid: the best value of its curves, and how far they turn after it.
 
-    Each is the mean over the seeds, ± standard deviation where there are several.
+    Values and medians are means over the seeds, ± standard deviation where there are several; what a mean would hide,
+    the epoch of the best value and how far a curve turns, is shown of each seed. See `Stability`.
     """
     assert grid.curves is not None
     label = grid.curves.metrics[grid.metric].label
     others = {name: metric.label for name, metric in grid.curves.metrics.items() if metric.table}
-    turn = _turn(grid)
-    header = ["", "", "seeds", f"best {label}", "after epoch", f"last {label}", turn, f"{turn} (%)"]
-    header += [f"last {name}" for name in others.values()]
+    best_median = "lowest median" if grid.better == "lower" else "highest median"
+    header = ["", "", "seeds", f"best {label}", "after epoch"]
+    header += [best_median, "last median", f"{_turn(grid)} (%)", "turns"]
+    header += [f"last median {name}" for name in others.values()]
     lines = []
     for row, row_axis in grid.rows.items():
         for column, axis in grid.columns.items():
@@ -150,26 +163,37 @@ def _turn(grid: Grid) -> str:
 
 def _course_cells(grid: Grid, courses: Sequence[Course], others: Iterable[str]) -> list[str]:
     curves = [course.stability for course in courses]
+    turns = [curve.worsening for curve in curves if not math.isnan(curve.worsening)]
     cells = [
-        spread([curve.best for curve in curves], grid.digits),
+        _spread([curve.best for curve in curves], grid.digits),
         ", ".join(str(curve.best_epoch) for curve in curves),
-        spread([curve.last for curve in curves], grid.digits),
-        spread([curve.worsening for curve in curves], grid.digits),
-        spread([100 * curve.relative_worsening for curve in curves], 0),
+        _spread([curve.best_median for curve in curves], grid.digits),
+        _spread([curve.last_median for curve in curves], grid.digits),
+        ", ".join(_number(100 * curve.worsening, 0) for curve in curves),
+        f"{sum(turn > TURN for turn in turns)} of {len(turns)}" if turns else MISSING,
     ]
     for metric in others:
-        values = [course.last[metric] for course in courses if metric in course.last]
-        cells.append(spread(values, 3) if values else MISSING)
+        values = [course.last_medians[metric] for course in courses if metric in course.last_medians]
+        cells.append(_spread(values, 3) if values else MISSING)
     return cells
 
 
+def _spread(values: Sequence[float], digits: int) -> str:
+    """As `spread`, but value by value where one is not finite and the mean would say nothing."""
+    if all(map(math.isfinite, values)):
+        return spread(values, digits)
+    return ", ".join(_number(value, digits) for value in values)
+
+
+def _number(value: float, digits: int) -> str:
+    return MISSING if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def _stability_verdicts(grid: Grid, courses: Courses) -> list[str]:
-    """One sentence per row and published order: whether it holds in the means over the seeds that all columns have."""
-    assert grid.curves is not None
-    label = grid.curves.metrics[grid.metric].label
+    """One sentence per row and published order: in how many of the seeds that all its columns have it holds."""
     quantities: dict[str, Callable[[Stability], float]] = {
-        f"best {label}": lambda curve: curve.best,
-        f"last {label}": lambda curve: curve.last,
+        "best": lambda curve: curve.best,
+        "last median": lambda curve: curve.last_median,
     }
     if grid.better == "lower":  # otherwise a good curve falls little but ends high: the order would be another
         quantities[_turn(grid)] = lambda curve: curve.worsening
@@ -182,9 +206,11 @@ def _stability_verdicts(grid: Grid, courses: Courses) -> list[str]:
                 continue
             verdicts = []
             for name, quantity in quantities.items():
-                means = [statistics.mean(quantity(of_column[s].stability) for s in seeds) for of_column in of_order]
-                verdicts.append(f"{name} {'yes' if _is_rising(means) else 'no'}")
-            sentences.append(f"{axis.label}, {_order(grid, order)}, {_seeds(len(seeds))}: {', '.join(verdicts)}.")
+                by_seed = [[quantity(of_column[seed].stability) for of_column in of_order] for seed in seeds]
+                known = [values for values in by_seed if not any(map(math.isnan, values))]
+                if known:
+                    verdicts.append(f"{name} in {sum(map(_is_rising, known))} of {_seeds(len(known))}")
+            sentences.append(f"{axis.label}, {_order(grid, order)}: {', '.join(verdicts)}.")
     return sentences
 
 

@@ -57,14 +57,17 @@ def lines(axes) -> list[list[float]]:
     return [list(line.get_ydata()) for line in axes.lines]
 
 
-def test_curves_show_the_mean_its_best_and_each_of_several_seeds(finished):
+def test_curves_show_the_mean_and_each_of_several_seeds_with_its_best(finished):
+    later = list(finished.grid.cells(["one"], ["wide"]))[1]
+    finish(later, finished.results, finished.curves, [9.0, 4.0, 2.0], coverage=[0.1, 0.2, 0.3])
     with drawing("curves"):
         one, two = draw_curves(finished.content("curves")).axes
     assert [axes.get_title(loc="left") for axes in (one, two)] == ["One", "Two"]
     plain = [[9, 3, 4], [3]]
-    wide = [[9, 3, 4], [9, 2, 4], [9, 2.5, 4], [2.5]]
+    wide = [[9, 3, 4], [9, 4, 2], [9, 3.5, 3], [3], [2]]
     assert lines(one) == plain + wide
-    assert one.lines[1].get_xdata().tolist() == [2]
+    dots = [line for line in one.lines if line.get_marker() == "o"]
+    assert [dot.get_xdata().tolist() for dot in dots] == [[2], [2], [3]]
     assert one.get_yscale() == "log"
     assert not two.lines
 
@@ -73,6 +76,9 @@ def test_one_key_for_what_is_shown(finished):
     with drawing("key"):
         (legend,) = draw_curves(finished.content("both")).legends
     assert [text.get_text() for text in legend.get_texts()] == ["Plain", "Wide", "one seed", "best"]
+    plain, wide, seed, best = (line.get_color() for line in legend.get_lines())
+    assert len({plain, wide, seed}) == 3
+    assert best == seed
 
 
 def test_metrics_have_panels_of_their_own(finished):

@@ -12,11 +12,13 @@ from tests.helpers.grids import CURVES, MEASURES, VALUES, finish, result_row, wr
 FOUND = {"100-plain-seed0": 0.70, "100-plain-seed1": 0.72, "100-wide-seed0": 0.8, "1000-plain-seed0": 0.9}
 
 
-def values(grid, folder):
+def values(grid, folder, **of_the_last):
+    """`of_the_last`: what else the last cell, of the row "many", has measured."""
     results = Results(folder / "results.csv")
     for cell in grid.cells():
         if cell.name in FOUND:
-            results.add(result_row(cell, FOUND[cell.name]))
+            others = of_the_last if cell.row == "1000" else {}
+            results.add({**result_row(cell, FOUND[cell.name]), **others})
     return value_table(grid, summarise(grid, results))
 
 
@@ -30,6 +32,17 @@ def test_values_show_mean_spread_published_and_what_fell_below(tmp_path):
         ["many, 1 seed", "90.0", "–"],
     ]
     assert table.sentences == ["few: Plain < Wide holds."]
+
+
+def test_parameters_that_differ_between_rows_stand_beneath_each(tmp_path):
+    table = values(write_grid(tmp_path, VALUES), tmp_path, parameters=5678)
+    assert [line[:2] for line in table.lines] == [
+        ["few", "71.0 ± 1.4 (2 seeds)"],
+        ["parameters", "1,234"],
+        ["published", "70.0"],
+        ["many, 1 seed", "90.0"],
+        ["parameters", "5,678"],
+    ]
 
 
 def test_plain_numbers_of_which_low_ones_are_good(tmp_path):
@@ -83,41 +96,60 @@ def test_a_measure_has_its_own_scale_and_digits(tmp_path):
     ]
 
 
-def curves_table(grid, folder):
+def curves_table(grid, folder, epochs=12):
+    """Plain turns, from 4 to 8, with a jump to 3; of wide one seed stays at 5 and one rises from 2 to 3."""
     results, curves = Results(folder / "results.csv"), Curves(folder / "curves.csv", grid.curves.metrics)
-    plain, wide, again, *_ = grid.cells()
-    finish(plain, results, curves, [9.0, 4.0, 6.0], coverage=[0.1, 0.2, 0.25])
-    finish(wide, results, curves, [9.0, 5.0, 4.0], coverage=[0.1, 0.2, 0.5])
-    finish(again, results, curves, [9.0, 2.0, 3.0], coverage=[0.1, 0.2, 0.6])
+    fids = [[9.0, 3.0] + [4.0] * 5 + [8.0] * 5, [9.0] + [5.0] * 11, [9.0] + [2.0] * 6 + [3.0] * 5]
+    for cell, fid, last in zip(grid.cells(["one"]), fids, (0.25, 0.5, 0.6), strict=True):
+        finish(cell, results, curves, fid[:epochs], coverage=[0.1, *[last] * (epochs - 1)])
     return stability_table(grid, summarise_courses(grid, results, curves))
 
 
 def test_stability_over_the_seeds(tmp_path):
     table = curves_table(write_grid(tmp_path, CURVES), tmp_path)
     assert table.labels == 2
-    assert [table.header, *table.lines] == [
-        ["", "", "seeds", "best FID", "after epoch", "last FID", "rise", "rise (%)", "last coverage"],
-        ["One", "Plain", "1", "4.0", "2", "6.0", "2.0", "50", "0.250"],
-        ["One", "Wide", "2", "3.0 ± 1.4", "3, 2", "3.5 ± 0.7", "0.5 ± 0.7", "25 ± 35", "0.550 ± 0.071"],
-        ["Two", "Plain", "0", "–", "–", "–", "–", "–", "–"],
-        ["Two", "Wide", "0", "–", "–", "–", "–", "–", "–"],
+    assert table.header[3:8] == ["best FID", "after epoch", "lowest median", "last median", "rise (%)"]
+    assert table.header[8:] == ["turns", "last median coverage"]
+    assert table.lines == [
+        ["One", "Plain", "1", "3.0", "2", "4.0", "8.0", "100", "1 of 1", "0.250"],
+        ["One", "Wide", "2", "3.5 ± 2.1", "2, 2", "3.5 ± 2.1", "4.0 ± 1.4", "0, 50", "0 of 2", "0.550 ± 0.071"],
+        ["Two", "Plain", "0", *["–"] * 7],
+        ["Two", "Wide", "0", *["–"] * 7],
     ]
-    # Over the seed that both have: 4 and 4, 4 and 6, 0 and 2.
-    assert table.sentences == ["One, Wide < Plain, 1 seed: best FID no, last FID yes, rise yes."]
+    # Of the seed that both have: 5 and 3, 5 and 8, 0 and 100 %.
+    assert table.sentences == [
+        "One, Wide < Plain: best in 0 of 1 seed, last median in 1 of 1 seed, rise in 1 of 1 seed."
+    ]
 
 
 def test_of_a_metric_that_is_to_be_high_the_fall_is_shown(tmp_path):
     table = curves_table(write_grid(tmp_path, CURVES.replace("better: lower", "better: higher")), tmp_path)
-    assert table.header[6] == "fall"
-    assert table.lines[0][3:8] == ["9.0", "1", "6.0", "3.0", "33"]
-    assert table.sentences == ["One, Wide < Plain, 1 seed: best FID no, last FID yes."]
+    assert table.header[5:8] == ["highest median", "last median", "fall (%)"]
+    assert table.lines[1][3:9] == ["9.0 ± 0.0", "1, 1", "4.0 ± 1.4", "4.0 ± 1.4", "0, 0", "0 of 2"]
+    assert table.sentences == ["One, Wide < Plain: best in 0 of 1 seed, last median in 1 of 1 seed."]
+
+
+def test_short_curves_have_no_turn(tmp_path):
+    table = curves_table(write_grid(tmp_path, CURVES), tmp_path, epochs=9)
+    assert table.lines[1][3:9] == ["3.5 ± 2.1", "2, 2", "–, –", "3.5 ± 2.1", "–, –", "–"]
+    assert table.sentences == ["One, Wide < Plain: best in 0 of 1 seed, last median in 0 of 1 seed."]
+
+
+def test_a_seed_that_diverged_is_shown_beside_the_others(tmp_path):
+    grid = write_grid(tmp_path, CURVES)
+    results, curves = Results(tmp_path / "results.csv"), Curves(tmp_path / "curves.csv", grid.curves.metrics)
+    _, wide, again, *_ = grid.cells()
+    finish(wide, results, curves, [4.0] * 10)
+    finish(again, results, curves, [4.0] * 7 + [float("nan")] * 3)
+    table = stability_table(grid, summarise_courses(grid, results, curves))
+    assert table.lines[1][3:9] == ["4.0 ± 0.0", "1, 1", "4.0 ± 0.0", "4.0, inf", "0, inf", "1 of 2"]
 
 
 def test_a_log_shows_everything_in_whole_lines(tmp_path, capsys):
     print_table("Curves", curves_table(write_grid(tmp_path, CURVES), tmp_path))
     shown = capsys.readouterr().out
-    assert "│ Wide  │     2 │ 3.0 ± 1.4 │" in shown
-    assert "rise yes." in shown
+    assert "│ Wide  │     2 │ 3.5 ± 2.1 │" in shown
+    assert "rise in 1 of 1 seed." in shown
 
 
 def test_page_keeps_what_surrounds_the_table(tmp_path):
