@@ -150,18 +150,46 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         self._split("test")
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: the seed by which its training samples were chosen."""
         return {"seed": self.seed}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with a checkpoint's training, or to evaluate it, on data that it says are the wrong ones.
+
+        Raises:
+            ValueError: See `check_training_set` and `check_unseen`.
+        """
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage == "fit":
+            self.check_training_set(state_dict)
+        elif stage in ("validate", "test"):
+            self.check_unseen(state_dict, "test" if stage == "test" else "val")
+
+    def check_training_set(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to take a training on other data for one on these, before `setup` too, which may read for long.
+
+        Does nothing where checkpoints do not name what was trained on.
+
+        Args:
+            state_dict: What a checkpoint of that training keeps of its data.
+
+        Raises:
+            ValueError: The training sets differ; the message says how.
+        """
+
+    def check_unseen(self, state_dict: dict[str, Any], split: Split) -> None:
         """Refuse to evaluate a checkpoint on subsets of another seed, which may hold what it was trained on.
+
+        Args:
+            state_dict: What the checkpoint keeps of its data.
+            split: What is evaluated, "val" or "test".
 
         Raises:
             ValueError: The seeds differ; the message names both.
         """
         trained = state_dict["seed"]
-        if self.trainer is not None and self.trainer.state.fn in ("validate", "test") and trained != self.seed:
+        if trained != self.seed:
             raise ValueError(
                 f"The checkpoint was trained on subsets of data seed {trained}, and this evaluation has {self.seed}: "
                 f"it could be measured on what it was trained on. Set --data.seed {trained}."
@@ -269,10 +297,14 @@ class BaseDataModule(LightningDataModule, ABC):
         return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._loading(dataset))
 
     def _loading(self, dataset: Dataset) -> dict[str, Any]:
+        # Batches wait in shared memory: a data set whose batches are large says how many may.
+        ahead = getattr(dataset, "batches_ahead", None)
+        workers = self.num_workers if ahead is None else min(self.num_workers, ahead)
         return {
             "collate_fn": _as_it_is if hasattr(dataset, "__getitems__") else None,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "num_workers": workers,
+            "prefetch_factor": None if ahead is None or not workers else 1,
+            "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": leave_signals_to_main,
             # Its own, because making an iterator draws a number: training noise must not depend on it.

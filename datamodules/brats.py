@@ -72,11 +72,13 @@ class BraTSDataModule(VolumeDataModule):
         max_anisotropy: How many times as long as wide a voxel may be where `spacing` does not say; null: any.
         crop_foreground: Crop each subject to the box outside of which all its scans are 0.
         intensity: How each scan is normalised by its own voxels: `zscore` (mean 0, standard deviation 1) or
-            `percentiles` (the 0.5th to 0, the 99.5th to 1), of all voxels or, with `_nonzero`, of those that are not 0;
-            `none`: as stored.
-        memory_limit: GiB of volumes that a split may hold in memory; a larger one is written below `cache_root` once,
-            and mapped.
-        cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time.
+            `percentiles` (the 0.5th to 0, the 99.5th to 1), of all voxels or, with `_nonzero`, of those that are not 0.
+            Or a window of grey values [low, high], in the unit of the files, which become 0 and 1; what lies outside is
+            clipped. `none`: as stored.
+        memory_limit: GiB of volumes that a split may hold in memory, in all processes of a machine together; a larger
+            one is written below `cache_root` once, and mapped. A larger one to predict is read as it is drawn.
+        cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time;
+            nothing removes what other data or settings have left there.
         patch_size: Voxels of a training patch, that is of the mask and of what the network gives, along each axis.
         context: Voxels of image beyond the patch at each border.
         patch_padding: What these hold: `image`, `zeros` or `reflect`, see `PatchDataModule`.
@@ -93,7 +95,8 @@ class BraTSDataModule(VolumeDataModule):
         noise: Standard deviation of noise that is added to them.
         batch_evaluation: Evaluate `batch_size` volumes at a time, which must then be of one size.
         batch_size: Patches a batch and process; whole volumes come one by one.
-        num_workers: Processes that cut patches ahead.
+        num_workers: Processes that load ahead: patches, or whole volumes, which take two of them at most and wait in
+            /dev/shm.
         drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
 
     Raises:
@@ -118,7 +121,7 @@ class BraTSDataModule(VolumeDataModule):
         spacing: list[float] | None = None,
         max_anisotropy: float | None = 3.0,
         crop_foreground: bool = False,
-        intensity: Intensity = "zscore_nonzero",
+        intensity: Intensity | list[float] = "zscore_nonzero",
         memory_limit: float = 4.0,
         cache_root: str | None = None,
         patch_size: int | list[int] = 64,

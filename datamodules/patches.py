@@ -100,7 +100,13 @@ class VolumeDataset(SplitDataset):
         store: The subjects.
         native_size: Volumes come one a batch, whatever their sizes; otherwise all must be of one size.
         with_masks: Whether they have masks; batches have no `mask` otherwise.
+
+    Attributes:
+        batches_ahead: Batches that workers may hold ready for who takes them: volumes are large, and wait in shared
+            memory (/dev/shm), those of all processes of a machine together.
     """
+
+    batches_ahead = 2
 
     def __init__(self, store: VolumeStore, native_size: bool = True, with_masks: bool = True) -> None:
         self.store = store
@@ -169,7 +175,9 @@ class PatchDataModule(SegmentationDataModule):
         batch_evaluation: Evaluate `batch_size` volumes at a time, which must then be of one size.
         root: These up to `drop_last` as in `BaseDataModule`.
         batch_size: Patches a batch and process.
-        num_workers: Processes that load ahead.
+        num_workers: Processes that load ahead. Whole volumes are loaded by two at most, a batch each: they wait in
+            shared memory, so that /dev/shm needs room for three of them (of 512x512x600 voxels with mask 0.8 GB each)
+            in every process of the machine. Batches of patches are small.
         train_size: Number of training subjects.
         val_size: Number of validation subjects; None: what `make_store` says.
         seed: Seed of subsets, order and all draws.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import zlib
@@ -21,6 +22,8 @@ from datamodules.listing import list_paths
 EXTENSIONS = (".nii.gz", ".nii")
 LARGEST_SHIFT = 0.1
 """Of a voxel's shortest side, between the places that two files of a subject give a voxel: rounding is below."""
+OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+"""Errors that say nothing of a file's content."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,13 @@ def in_rows(affine: NDArray[np.float64]) -> str:
     return "[" + "; ".join(" ".join(f"{number:.6g}" for number in row) for row in affine[:-1]) + "]"
 
 
+def not_opened(path: Path, error: OSError) -> OSError:
+    """`error`, of its own kind, with the file's name and what to do where files are too many."""
+    many = error.errno in (errno.EMFILE, errno.ENFILE)
+    mend = ": raise the limit (ulimit -n), or lower num_workers" if many else ""
+    return OSError(error.errno, f"{error.strerror}{mend}", str(path))
+
+
 @contextmanager
 def _naming_damage(path: Path) -> Iterator[None]:
     """Turn what nibabel and the decompression raise into an error that names the file."""
@@ -292,6 +302,8 @@ def _naming_damage(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no {path}: put it there, or leave this subject out.") from error
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+            raise not_opened(path, error) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedFileError(f"{path} is truncated, damaged or no NIfTI file ({reason}): fetch it again.") from error
 

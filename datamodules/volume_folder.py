@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from datamodules.folders import data_folder
+from datamodules.image_folder import DamagedFileError
 from datamodules.image_label_folders import EXPECTED, NUMBER, Description, Labels, choose_channels, list_cases
+from datamodules.masks import IGNORE_INDEX
 from datamodules.patch_sampling import Centres, Padding
 from datamodules.volume_files import SubjectFiles, find_home
 from datamodules.volume_intensity import Intensity
@@ -27,9 +32,10 @@ class VolumeFolderDataModule(VolumeDataModule):
     are the test, unless `test_subjects` or `test_size` says otherwise; without it they are what `predict` takes.
 
     Channels and classes stand in dataset.json, in either version of its format, or are said by `modalities` and
-    `class_names`. The file is read when this is made, unless both are given. A label `ignore` becomes 255, which is
-    left out of losses and measures. Overlapping regions in place of labels are no classes: name the labels in
-    `class_names`, and the regions where they are measured.
+    `class_names`. The file is read when this is made; where both are given it need not be there, and where it is, what
+    they leave out of it is named in a warning. A label `ignore` becomes 255, which is left out of losses and measures.
+    Overlapping regions in place of labels are no classes: name the labels in `class_names`, and the regions where they
+    are measured.
 
     See `VolumeDataModule` for how subjects are read, kept and dealt out, and `PatchDataModule` for batches.
 
@@ -60,11 +66,14 @@ class VolumeFolderDataModule(VolumeDataModule):
         max_anisotropy: How many times as long as wide a voxel may be where `spacing` does not say; null: any.
         crop_foreground: Crop each subject to the box outside of which all its scans are 0.
         intensity: How each scan is normalised by its own voxels: `zscore` (mean 0, standard deviation 1) or
-            `percentiles` (the 0.5th to 0, the 99.5th to 1), of all voxels or, with `_nonzero`, of those that are not 0;
-            `none`: as stored.
-        memory_limit: GiB of volumes that a split may hold in memory; a larger one is written below `cache_root` once,
-            and mapped.
-        cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time.
+            `percentiles` (the 0.5th to 0, the 99.5th to 1), of all voxels or, with `_nonzero`, of those that are not 0.
+            Or a window of grey values [low, high], in the unit of the files, which become 0 and 1; what lies outside is
+            clipped. For computed tomography, in Hounsfield units: [-160, 240] for soft tissue, [-1000, 400] for the
+            lung. `none`: as stored.
+        memory_limit: GiB of volumes that a split may hold in memory, in all processes of a machine together; a larger
+            one is written below `cache_root` once, and mapped. A larger one to predict is read as it is drawn.
+        cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time;
+            nothing removes what other data or settings have left there.
         patch_size: Voxels of a training patch, that is of the mask and of what the network gives, along each axis.
         context: Voxels of image beyond the patch at each border.
         patch_padding: What these hold: `image`, `zeros` or `reflect`, see `PatchDataModule`.
@@ -81,11 +90,13 @@ class VolumeFolderDataModule(VolumeDataModule):
         noise: Standard deviation of noise that is added to them.
         batch_evaluation: Evaluate `batch_size` volumes at a time, which must then be of one size.
         batch_size: Patches a batch and process; whole volumes come one by one.
-        num_workers: Processes that cut patches ahead.
+        num_workers: Processes that load ahead: patches, or whole volumes, which take two of them at most and wait in
+            /dev/shm.
         drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
 
     Raises:
-        ValueError: A value is out of range, or two do not go together.
+        ValueError: A value is out of range, or two do not go together; or `modalities` or `class_names` contradict
+            dataset.json.
         FileNotFoundError: dataset.json is missing, and `modalities` or `class_names` too.
         DamagedFileError: dataset.json says nothing of channels or labels that can be used.
     """
@@ -110,7 +121,7 @@ class VolumeFolderDataModule(VolumeDataModule):
         spacing: list[float] | None = None,
         max_anisotropy: float | None = 3.0,
         crop_foreground: bool = False,
-        intensity: Intensity = "zscore",
+        intensity: Intensity | list[float] = "zscore",
         memory_limit: float = 4.0,
         cache_root: str | None = None,
         patch_size: int | list[int] = 64,
@@ -203,11 +214,29 @@ class VolumeFolderDataModule(VolumeDataModule):
     def _describe(self, modalities: list[str] | None, class_names: list[str] | None) -> tuple[dict[str, str], Labels]:
         """The number of each channel by its name, and the labels."""
         if modalities is not None and class_names is not None and all(map(NUMBER.fullmatch, modalities)):
-            return choose_channels(modalities, ()), Labels.named(class_names)
-        description = Description.read(self._home() / "dataset.json")
-        known = description.channels()
-        channels = choose_channels([name for name, _ in known] if modalities is None else modalities, known)
-        return channels, description.labels() if class_names is None else Labels.named(class_names)
+            channels, labels = choose_channels(modalities, ()), Labels.named(class_names)
+            description = self._find_description()
+        else:
+            description = Description.read(self._home() / "dataset.json")
+            known = description.channels()
+            channels = choose_channels([name for name, _ in known] if modalities is None else modalities, known)
+            labels = description.labels() if class_names is None else Labels.named(class_names)
+        if description is not None:
+            left_out = _channels_left_out(description, channels)
+            left_out += [] if class_names is None else _labels_left_out(description, class_names)
+            if left_out:
+                rank_zero_warn(
+                    f"{description.path} describes more than is read, or calls it otherwise: {'; '.join(left_out)}. "
+                    "With modalities: null and class_names: null all of it is read, by these names."
+                )
+        return channels, labels
+
+    def _find_description(self) -> Description | None:
+        """The description, where it is there and can be read."""
+        try:
+            return Description.read(self._home() / "dataset.json")
+        except (OSError, ValueError):  # not needed, nor the data set: a folder may be predicted without it
+            return None
 
     def _identity(self, case: str) -> tuple[str, str | None]:
         """The patient and the site of a case."""
@@ -222,6 +251,56 @@ class VolumeFolderDataModule(VolumeDataModule):
 
 def _is_home(folder: Path) -> bool:
     return (folder / "imagesTr").is_dir()
+
+
+def _channels_left_out(description: Description, channels: Mapping[str, str]) -> list[str]:
+    """Channels that were not chosen, for a message; none where they were chosen by name, with the file at hand.
+
+    Raises:
+        ValueError: A number is that of no channel.
+    """
+    try:
+        known = {number: name for name, number in description.channels()}
+    except DamagedFileError:  # which is why they are given
+        return []
+    unknown = [number for number in channels.values() if number not in known]
+    if unknown:
+        raise ValueError(
+            f"modalities: {description.path} has no channel {unknown[0]}, but "
+            f"{', '.join(f'{number} ({name})' for number, name in known.items())}. Set modalities to some of these."
+        )
+    if not all(map(NUMBER.fullmatch, channels)):
+        return []
+    return [f"channel {number} ({name})" for number, name in known.items() if number not in channels.values()]
+
+
+def _labels_left_out(description: Description, names: Sequence[str]) -> list[str]:
+    """Labels that have no name, or another one, in `names`, for a message.
+
+    Raises:
+        ValueError: A name is that of another label, or of none.
+    """
+    try:
+        labels = description.labels()
+    except DamagedFileError:  # regions, say, which is why names are given
+        return []
+    known = {
+        value: "ignore" if place == IGNORE_INDEX else labels.names[place] for value, place in labels.classes.items()
+    }
+    for value, name in known.items():
+        if name in names and names.index(name) != value:
+            raise ValueError(
+                f"class_names: {name!r} is label {names.index(name)} in them and {value} in {description.path}. Put "
+                "them in the order of their labels."
+            )
+    if len(names) > max(known) + 1:
+        raise ValueError(
+            f"class_names has names for the labels 0 to {len(names) - 1}, and the last one in {description.path} is "
+            f"{max(known)}: take the others away, or repair the file."
+        )
+    found = [f"label {value} ({name})" for value, name in known.items() if value >= len(names)]
+    others = [value for value in known if value < len(names) and names[value].lower() != known[value].lower()]
+    return found + [f"label {value} ({known[value]}), here {names[value]}" for value in others]
 
 
 def _compiled(key: str, pattern: str | None) -> re.Pattern[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +23,7 @@ from datamodules.volume_files import (
     read_header,
     read_voxels,
 )
-from datamodules.volume_intensity import Intensity, normalise_intensity
+from datamodules.volume_intensity import Intensity, Window, normalise_intensity
 from datamodules.volumes import Volume
 
 
@@ -42,7 +43,7 @@ class VolumeReader:
     spacing: tuple[float, ...] | None = None
     max_anisotropy: float | None = None
     crop_foreground: bool = False
-    intensity: Intensity = "zscore_nonzero"
+    intensity: Intensity | Window = "zscore_nonzero"
 
     def read(self, files: SubjectFiles) -> Volume:
         """A subject's volume.
@@ -68,6 +69,7 @@ class VolumeReader:
                 f"{headers[0].path} and the other images of {files.subject} are 0 everywhere: fetch them again, or "
                 "leave this subject out."
             )
+        _warn_of_blank(files, image)
         affine = image.affine.double().clone()
         classes = None if mask is None else _classes(mask, files.classes)
         image = normalise_intensity(image.as_tensor().contiguous(), self.intensity)
@@ -99,6 +101,17 @@ class VolumeReader:
                 read_voxels(path)
             raise
         return found["image"], None if mask_key is None else found[mask_key].as_tensor()[0]
+
+
+def _warn_of_blank(files: SubjectFiles, image: Tensor) -> None:
+    """Name images that show nothing. No error: a map of earlier lesions, or a scan that was not made, may be empty."""
+    blank = [path for path, scan in zip(files.images.values(), image, strict=True) if scan.amin() == scan.amax()]
+    if blank:
+        warnings.warn(  # in whichever process reads the subject: one that is kept in files is read once
+            f"{', '.join(map(str, blank))}: one value everywhere, in which a network sees nothing. If {files.subject} "
+            "should have this scan, fetch it again, or leave the subject out.",
+            stacklevel=2,
+        )
 
 
 def _classes(values: Tensor, classes: Mapping[int, int]) -> Tensor:

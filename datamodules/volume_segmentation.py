@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,10 @@ from datamodules.base import Split
 from datamodules.folders import cache_folder
 from datamodules.geometry import NativeSpace, to_native
 from datamodules.patches import PatchDataModule
+from datamodules.subject_records import SubjectRecord, check_same_subjects, check_unseen_subjects
 from datamodules.subject_splits import SubjectSplit, deal_subjects
 from datamodules.volume_files import SubjectFiles
-from datamodules.volume_intensity import Intensity
+from datamodules.volume_intensity import Intensity, check_intensity
 from datamodules.volume_reader import VolumeReader
 from datamodules.volume_store import open_volumes
 from datamodules.volumes import VolumeStore
@@ -25,6 +26,7 @@ from datamodules.volumes import VolumeStore
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
+KEPT: tuple[Split, ...] = ("train", "val")  # whose subjects a checkpoint names
 AXIS_CODES = ("LR", "PA", "IS")  # of the world's axes, and which way they point
 
 
@@ -34,6 +36,9 @@ class VolumeDataModule(PatchDataModule):
     A subject's files are checked, brought to one grid through MONAI, normalised each by itself and kept, as
     `VolumeReader` and `open_volumes` say. Validation and test see whole volumes on that grid; `to_native` leads from it
     back to the files.
+
+    Checkpoints name the subjects of training and validation: a training never goes on with others, and neither is
+    measured on. That says more than the seed, which may then differ.
 
     A subclass sets `in_channels`, `num_classes` and `class_names` before it calls this constructor, and implements
     `list_subjects` and `list_to_predict`.
@@ -51,8 +56,10 @@ class VolumeDataModule(PatchDataModule):
         max_anisotropy: How many times as long as wide a voxel may be where `spacing` does not say; None: any.
         crop_foreground: Crop each subject to the box outside of which all its scans are 0.
         intensity: How scans are normalised, see `normalise_intensity`.
-        memory_limit: GiB of volumes that a split may hold in memory; a larger one is kept in files that are mapped.
-        cache_root: Where these are kept; None: $CONVSUITE_CACHE, else ~/.cache/convsuite.
+        memory_limit: GiB of volumes that a split may hold in memory, in all processes of a machine together; a larger
+            one is kept in files that are mapped, and one to predict is read as it is drawn. See `open_volumes`.
+        cache_root: Where these are kept, uncompressed, in `volumes`; None: $CONVSUITE_CACHE, else ~/.cache/convsuite.
+            Nothing removes them: other files and settings write others, and all may be deleted at any time.
         patch_options: As in `PatchDataModule`.
 
     Raises:
@@ -71,15 +78,14 @@ class VolumeDataModule(PatchDataModule):
         spacing: Sequence[float] | None,
         max_anisotropy: float | None,
         crop_foreground: bool,
-        intensity: Intensity,
+        intensity: Intensity | Sequence[float],
         memory_limit: float,
         cache_root: str | None,
         **patch_options: Any,
     ) -> None:
         super().__init__(train_size=train_size, val_size=val_size, **patch_options)
         _check_grid(orientation, spacing, max_anisotropy)
-        if intensity not in get_args(Intensity):
-            raise ValueError(f"intensity must be one of {', '.join(get_args(Intensity))}, got {intensity!r}.")
+        intensity = check_intensity(intensity)
         if not memory_limit >= 0:
             raise ValueError(f"memory_limit must be 0 GiB (map every split from files) or more, got {memory_limit}.")
         if test_size is not None and test_size < 0:
@@ -95,6 +101,8 @@ class VolumeDataModule(PatchDataModule):
         self.memory_limit = memory_limit
         self.cache_root = cache_folder(cache_root)
         self._dealt: dict[Split, list[SubjectFiles]] | None = None
+        self._records: dict[Split, list[SubjectRecord]] = {}
+        self._trained: dict[Split, list[SubjectRecord]] = {}
         self._stores: dict[str, tuple[list[SubjectFiles], VolumeStore]] = {}
 
     @abstractmethod
@@ -126,11 +134,58 @@ class VolumeDataModule(PatchDataModule):
         if stage == "predict" and self.predict_dataset is None:
             self.predict_dataset = self.make_predict()
         super().setup(stage)
+        if stage == "fit":
+            self._trained = {split: self.subjects_of(split) for split in KEPT}
 
     def make_store(self, split: Split) -> VolumeStore | None:
-        if self._dealt is None:
-            self._dealt = self._deal()
-        return self._open(split, self._dealt[split])
+        return self._open(split, self._deal()[split])
+
+    def subjects_of(self, split: Split) -> list[SubjectRecord]:
+        """Who is in a split, found without reading volumes.
+
+        Raises:
+            FileNotFoundError, DamagedFileError, ValueError: As `list_subjects` and `deal_subjects`.
+        """
+        if split not in self._records:
+            self._records[split] = [SubjectRecord.of(files) for files in self._deal()[split]]
+        return self._records[split]
+
+    def check_test(self) -> None:
+        super().check_test()
+        trained = [one for split in KEPT for one in self.subjects_of(split)]
+        check_unseen_subjects(trained, self.subjects_of("test"), "test")  # a published test may hold the same patients
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the seed, and who was trained and validated on."""
+        subjects = {split: [list(one) for one in records] for split, records in self._trained.items()}
+        return {**super().state_dict(), "subjects": subjects}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._trained = _trained(state_dict) or self._trained
+
+    def check_training_set(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to take a training on other subjects for one on these. Checkpoints of early versions name none.
+
+        Raises:
+            ValueError: Subjects of training or validation differ; the message names the first.
+        """
+        trained = _trained(state_dict)
+        check_same_subjects(trained, {split: self.subjects_of(split) for split in trained})
+
+    def check_unseen(self, state_dict: dict[str, Any], split: Split) -> None:
+        """Refuse to measure on who was trained on, and to test on who was validated on.
+
+        Raises:
+            ValueError: Subjects were seen; the message names the first. Or, where the checkpoint is of an early version
+                and names no subjects, the seeds differ.
+        """
+        trained = _trained(state_dict)
+        if not trained:
+            super().check_unseen(state_dict, split)
+            return
+        seen = [one for kept, records in trained.items() if kept != split for one in records]
+        check_unseen_subjects(seen, self.subjects_of(split), split)
 
     def make_predict_store(self) -> VolumeStore | None:
         folder = self.folder_to_predict()
@@ -153,7 +208,7 @@ class VolumeDataModule(PatchDataModule):
             if subject in store.subjects:
                 position = list(store.subjects).index(subject)
                 native = NativeSpace.of(files[position].paths[0])
-                classes, affine, header = to_native(prediction, store[position].affine, native)
+                classes, affine, header = to_native(prediction, store.affine(position), native)
                 return np.asarray(files[position].values, np.uint8)[classes], affine, header
         raise ValueError(f"There is no subject {subject!r} among those that were opened.")
 
@@ -161,16 +216,26 @@ class VolumeDataModule(PatchDataModule):
         return f"There are no subjects for {split}: set {split}_size or {split}_subjects."
 
     def _deal(self) -> dict[Split, list[SubjectFiles]]:
-        published = self.list_published_test() if self.splits["test"].is_open else None
-        if published is None:
-            return deal_subjects(self.list_subjects(), self.splits, self.seed)
-        shared = {**self.splits, "test": SubjectSplit("test", size=0)}
-        return {**deal_subjects(self.list_subjects(), shared, self.seed), "test": published}
+        """The subjects of all splits, listed once."""
+        if self._dealt is None:
+            published = self.list_published_test() if self.splits["test"].is_open else None
+            shared = self.splits if published is None else {**self.splits, "test": SubjectSplit("test", size=0)}
+            dealt = deal_subjects(self.list_subjects(), shared, self.seed)
+            self._dealt = dealt if published is None else {**dealt, "test": published}
+        return self._dealt
 
     def _open(self, key: str, files: list[SubjectFiles]) -> VolumeStore | None:
         if key not in self._stores and files:
-            self._stores[key] = files, open_volumes(files, self.reader, self.memory_limit, self.cache_root)
+            cache_root = None if key == "predict" else self.cache_root  # what is predicted is read once
+            processes = 1 if self.trainer is None else self.trainer.num_devices
+            self._stores[key] = files, open_volumes(files, self.reader, self.memory_limit, cache_root, processes)
         return self._stores[key][1] if files else None
+
+
+def _trained(state_dict: dict[str, Any]) -> dict[Split, list[SubjectRecord]]:
+    """Who the checkpoint with this state was trained and validated on; empty where it does not say."""
+    saved = state_dict.get("subjects", {})
+    return {split: [SubjectRecord(*fields) for fields in saved[split]] for split in KEPT if split in saved}
 
 
 def _check_grid(orientation: str | None, spacing: Sequence[float] | None, max_anisotropy: float | None) -> None:

@@ -59,7 +59,11 @@ class VolumeStore(Protocol):
         """Number of subjects."""
 
     def __getitem__(self, index: int) -> Volume:
-        """A subject by its position: cheap after the first time, in bounded memory."""
+        """A subject by its position, in bounded memory."""
+
+    def affine(self, index: int) -> Tensor:
+        """The affine of a subject's volume, for who needs no voxels."""
+        return self[index].affine
 
     def digest(self) -> str:
         """A hex digest that changes with the subjects, their order and what is read of them."""

@@ -4,6 +4,7 @@
          metrics.csv         one row a step
          checkpoints/        last.ckpt and, where something is monitored, best.ckpt
          media/              pictures
+         splits.csv          the subjects of training, validation and test, where the data name them
          environment.json    a session each time that the run was worked on: versions, hardware, command ...
          evaluations/<name>/ results of an evaluation with other settings, a folder like this one without checkpoints
 """
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-# Where a run runs, what it shows and how often it saves is no part of what it computes.
+# Where a run runs, what it shows and how often it saves is no part of what it computes. Data may be moved: whether they
+# are the same is asked of the data module (`check_training_set`).
 NOT_COMPARED = {
     "trainer": {
         "accelerator",

@@ -27,6 +27,7 @@ _HOMES = {
     "SampleWriter": "sample_writer",
     "SamplingReport": "sampling_report",
     "SegmentationOverlays": "segmentation_overlays",
+    "SplitTable": "split_table",
     "SubjectTable": "subject_table",
     "VolumeWriter": "volume_writer",
     "WandbSummary": "wandb_summary",
@@ -52,6 +53,7 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     from lightning_modules.callbacks.orthogonal_slices import OrthogonalSlices
     from lightning_modules.callbacks.sampling_report import SamplingReport
     from lightning_modules.callbacks.segmentation_overlays import SegmentationOverlays
+    from lightning_modules.callbacks.split_table import SplitTable
     from lightning_modules.callbacks.subject_table import SubjectTable
     from lightning_modules.callbacks.wandb_summary import WandbSummary
     from lightning_modules.callbacks.worst_mistakes import WorstMistakes
@@ -67,7 +69,7 @@ def default_callbacks(task: BaseTask) -> list[Callback]:
     if isinstance(task, ClassificationTask):
         callbacks += [ConfusionMatrix(), WorstMistakes()]
     if isinstance(task, SegmentationTask):
-        callbacks += [ConfusionMatrix(), ClassTable(), SubjectTable()]
+        callbacks += [ConfusionMatrix(), ClassTable(), SplitTable(), SubjectTable()]
         callbacks += [SegmentationOverlays(), OrthogonalSlices(), SamplingReport()]
     return callbacks
 

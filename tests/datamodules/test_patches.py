@@ -179,6 +179,17 @@ def test_double_precision_is_for_images_too(tmp_path):
     assert {stage for stage, _ in task.batches} == {"train"}  # without validation subjects there is no validation
 
 
+def test_few_whole_volumes_wait_whatever_the_number_of_workers():
+    loaders = [opened(evaluated=5, num_workers=workers).val_dataloader() for workers in (8, 1, 0)]
+    assert [loader.num_workers for loader in loaders] == [2, 1, 0]
+    assert [loader.prefetch_factor for loader in loaders] == [1, 1, None]
+    ahead, _, alone = loaders
+    found, expected = list(ahead), list(alone)
+    assert [batch.pop("file") for batch in found] == [batch.pop("file") for batch in expected]
+    assert_equal_batches(found, expected)
+    assert opened(num_workers=2).train_dataloader().prefetch_factor == 2  # patches are small
+
+
 def test_volumes_of_one_size_can_be_evaluated_together():
     data = opened(batch_evaluation=True, batch_size=2)
     (batch,) = data.val_dataloader()

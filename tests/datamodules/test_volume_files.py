@@ -1,5 +1,7 @@
 """What a subject's files must agree on, and the messages that say so."""
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -65,6 +67,22 @@ def test_a_truncated_file_is_named(tmp_path, name):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DamagedFileError, match=rf"{re.escape(str(path))} is truncated, damaged or .*: fetch it again"):
         read_voxels(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EMFILE, r"Too many open files: raise .*ulimit -n"), (errno.EACCES, "denied")]
+)
+def test_a_file_that_the_system_does_not_open_is_not_called_damaged(tmp_path, monkeypatch, number, words):
+    def refused(path):
+        raise OSError(number, os.strerror(number))
+
+    path = write_nifti(tmp_path / "t1.nii.gz", scan("t1"))
+    monkeypatch.setattr(nibabel, "load", refused)
+    for read in (read_header, read_voxels):
+        with pytest.raises(OSError, match=rf"{words}.*t1\.nii\.gz") as caught:
+            read(path)
+        assert caught.value.errno == number
+        assert not isinstance(caught.value, DamagedFileError)
 
 
 def test_damage_that_can_be_decompressed_is_found(tmp_path):

@@ -1,7 +1,9 @@
 """The user's own volumes, in folders that are named as nnU-Net does."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -94,6 +96,27 @@ def test_test_cases_without_labels_are_predicted(tmp_path):
     assert [batch["file"] for batch in other.predict_dataloader()] == [[case] for case in CASES]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_predicted_leaves_no_cache(tmp_path, workers):
+    home = write_image_label_folders(tmp_path, CASES, ["kidney_1", "kidney_2"])
+    cache = tmp_path / "cache"
+    limits = {"crop_foreground": True, "memory_limit": 0, "cache_root": str(cache), "num_workers": workers}
+    data, held = folder(tmp_path, **limits), folder(tmp_path, crop_foreground=True)
+    for one in (data, held):
+        one.setup("predict")
+    for batch, expected in zip(data.predict_dataloader(), held.predict_dataloader(), strict=True):
+        assert batch["file"] == expected["file"]
+        assert torch.equal(batch["image"], expected["image"])
+        prediction = torch.ones(batch["image"].shape[2:], dtype=torch.uint8)
+        found, there = (one.to_native(prediction, *batch["file"]) for one in (data, held))
+        assert np.array_equal(found[0], there[0])
+    assert not cache.exists()
+    (home / "imagesTs" / "kidney_2_0001.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(DamagedFileError, match=r"kidney_2_0001\.nii\.gz is truncated"):
+        folder(tmp_path, **limits).setup("predict")
+
+
 def test_patterns_find_patients_and_sites(tmp_path):
     cases = ["rome_01_a", "rome_01_b", "bern_02_a"]
     write_image_label_folders(tmp_path, cases)
@@ -168,3 +191,111 @@ def test_channels_of_one_name_need_their_numbers(tmp_path):
     with pytest.raises(ValueError, match="several channels are 'CT'"):
         folder(tmp_path)
     assert folder(tmp_path, modalities=["0000", "0001"]).in_channels == 2
+
+
+def given(root: Path, modalities: list[str], class_names: list[str]) -> VolumeFolderDataModule:
+    return folder(root, modalities=modalities, class_names=class_names)
+
+
+def test_what_is_left_out_of_the_description_is_named(tmp_path):
+    write_image_label_folders(tmp_path, CASES[:1])
+    with pytest.warns(
+        UserWarning, match=r"dataset\.json describes .*: channel 0001 \(FLAIR\); label 2 \(core\)\. With"
+    ):
+        assert given(tmp_path, ["0000"], ["Background", "oedema"]).in_channels == 1
+    with pytest.warns(UserWarning, match=r"otherwise: label 2 \(core\), here lesion\. With modalities: null"):
+        given(tmp_path, ["0001", "0000"], ["background", "oedema", "lesion"])
+    given(tmp_path, ["FLAIR"], ["background", "oedema", "core"])  # chosen by name: nothing to say
+
+
+@pytest.mark.parametrize(
+    ("modalities", "class_names", "message"),
+    [
+        (["0002"], ["background", "oedema", "core"], r"no channel 0002, but 0000 \(T1\), 0001 \(FLAIR\)"),
+        (["0000", "0001"], ["background", "core", "oedema"], "'oedema' is label 2 in them and 1 in .*dataset"),
+        (["0000", "0001"], ["background", "oedema", "core", "x"], "for the labels 0 to 3, and the last one .* is 2"),
+    ],
+)
+def test_what_contradicts_the_description_is_refused(tmp_path, modalities, class_names, message):
+    write_image_label_folders(tmp_path, CASES[:1])
+    with pytest.raises(ValueError, match=message):
+        given(tmp_path, modalities, class_names)
+
+
+@pytest.mark.parametrize(
+    "described", [{"channel_names": {}, "labels": {"background": 0, "whole": [1, 2]}}, {"file_ending": ".png"}]
+)
+def test_a_description_that_cannot_be_used_is_made_up_for(tmp_path, described):
+    write_image_label_folders(tmp_path, CASES[:1], described=described)
+    assert given(tmp_path, ["0000"], ["background", "oedema", "core"]).num_classes == 3
+
+
+def at(stage: str, data: VolumeFolderDataModule) -> VolumeFolderDataModule:
+    """`data`, in a trainer's hands."""
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage), predicting=False)
+    return data
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, dict]:
+    """A data set of ten cases, and what a checkpoint keeps of a training on them."""
+    root = tmp_path_factory.mktemp("trained")
+    write_image_label_folders(root, [f"c{number:02d}" for number in range(10)])
+    data = folder(root, test_size=None, val_size=None)
+    data.setup("fit")
+    torch.save(data.state_dict(), root / "state")
+    return root, torch.load(root / "state", weights_only=True)
+
+
+def test_a_checkpoint_names_who_was_trained_and_validated_on(trained, tmp_path):
+    root, state = trained
+    assert {split: len(records) for split, records in state["subjects"].items()} == {"train": 6, "val": 1}
+    shutil.copytree(root / "Dataset001_Tiny", tmp_path / "moved")  # with other times of change
+    again = at("fit", folder(tmp_path, test_size=None, val_size=None))
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+    for stage in ("validate", "test"):
+        at(stage, folder(tmp_path, test_size=None, val_size=None)).load_state_dict(state)
+
+
+def test_with_more_cases_neither_training_nor_test_goes_on(trained, tmp_path):
+    _, state = trained
+    write_image_label_folders(tmp_path, [f"c{number:02d}" for number in range(14)])
+    with pytest.raises(ValueError, match=r"for train, these data are .*with "):
+        at("fit", folder(tmp_path, test_size=None, val_size=None)).load_state_dict(state)
+    with pytest.raises(ValueError, match="of the 4 subjects for test are among those"):
+        at("test", folder(tmp_path, test_size=None, val_size=None)).load_state_dict(state)
+    used = {name for records in state["subjects"].values() for name, *_ in records}
+    others = [name for name in (f"c{number:02d}" for number in range(14)) if name not in used]
+    other_seed = at("test", folder(tmp_path, test_subjects=others, val_size=None, seed=7))
+    other_seed.load_state_dict(state)
+    assert other_seed.state_dict()["subjects"] == state["subjects"]
+
+
+def test_who_was_validated_on_may_be_validated_on_but_not_tested(trained):
+    root, state = trained
+    ((validated, *_),) = state["subjects"]["val"]
+    at("validate", folder(root, val_subjects=[validated], test_size=0)).load_state_dict(state)
+    with pytest.raises(ValueError, match=f"1 of the 1 subjects for test .*: {validated}"):
+        at("test", folder(root, test_subjects=[validated], val_size=0)).load_state_dict(state)
+
+
+def test_checkpoints_of_early_versions_name_nobody(trained):
+    root, _ = trained
+    at("fit", folder(root)).load_state_dict({"seed": 5})
+    at("test", folder(root)).load_state_dict({"seed": 0})
+    with pytest.raises(ValueError, match="subsets of data seed 5"):
+        at("test", folder(root)).load_state_dict({"seed": 5})
+
+
+def test_predicting_a_folder_asks_nothing_of_the_training(trained, tmp_path):
+    _, state = trained
+    names = {"modalities": ["0000", "0001"], "class_names": ["background", "oedema", "core"]}
+    at("predict", VolumeFolderDataModule("/nowhere", **names, predict_root=str(tmp_path))).load_state_dict(state)
+
+
+def test_published_test_cases_are_not_among_those_trained_on(tmp_path):
+    write_image_label_folders(tmp_path, CASES, CASES[:1], test_labels=True)
+    with pytest.raises(ValueError, match=r"1 of the 1 subjects for test are among those .*: liver_01"):
+        folder(tmp_path, val_size=0).check_test()
+    folder(tmp_path, train_subjects=list(CASES[1:]), val_size=0).check_test()

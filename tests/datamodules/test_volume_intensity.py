@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.volume_intensity import normalise_intensity
+from datamodules.volume_intensity import check_intensity, normalise_intensity
 
 
 def image() -> torch.Tensor:
@@ -47,3 +47,21 @@ def test_channels_without_contrast_become_0(intensity):
 
 def test_none_changes_nothing():
     assert torch.equal(normalise_intensity(image(), "none"), image())
+
+
+def test_the_ends_of_a_window_become_0_and_1():
+    image = torch.tensor([-1000.0, -160, 40, 240, 3000]).view(1, 5, 1, 1).expand(2, 5, 1, 1).clone()
+    found = normalise_intensity(image, (-160, 240))
+    assert found.dtype == torch.float32
+    assert found.flatten(1).tolist() == [[0, 0, 0.5, 1, 1]] * 2
+
+
+def test_what_normalises_is_a_name_or_a_window():
+    assert check_intensity("percentiles") == "percentiles"
+    assert check_intensity([-160, 240]) == (-160.0, 240.0)
+
+
+@pytest.mark.parametrize("intensity", ["minmax", [240, -160], [0, 0], [0, 1, 2], [float("nan"), 1], [0, float("inf")]])
+def test_other_normalisations_are_refused(intensity):
+    with pytest.raises(ValueError, match=r"intensity must be one of zscore_nonzero, .* or a window .* \[-160, 240\]"):
+        check_intensity(intensity)

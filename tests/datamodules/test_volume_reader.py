@@ -150,3 +150,24 @@ def test_flat_voxels_need_a_spacing_or_leave(tmp_path):
         VolumeReader(max_anisotropy=3).read(files)
     assert VolumeReader(max_anisotropy=4).read(files).size == SIZE
     assert VolumeReader(max_anisotropy=3, spacing=(1, 1, 2)).read(files).size == (12, 10, 15)
+
+
+def test_a_scan_that_shows_nothing_is_named(tmp_path):
+    files = subject(tmp_path)
+    write_nifti(files.images["image"], np.full(SIZE, -1024, np.float32))
+    with pytest.warns(UserWarning, match=rf"{files.images['image']}: one value everywhere, .* a should have this scan"):
+        VolumeReader(intensity="zscore").read(files)
+
+
+def test_a_window_is_in_the_unit_of_the_files(tmp_path):
+    found = VolumeReader(orientation=None, intensity=(100.0, 300.0)).read(subject(tmp_path)).image
+    assert np.allclose(found, (np.stack([scan("mask"), scan("image")]) - 100).clip(0, 200) / 200)
+
+
+def test_settings_that_caches_are_kept_under():
+    """`repr` is part of the key: another one for the same settings would read all volumes anew."""
+    assert repr(VolumeReader()) == (
+        "VolumeReader(orientation='RAS', spacing=None, max_anisotropy=None, crop_foreground=False, "
+        "intensity='zscore_nonzero')"
+    )
+    assert repr(VolumeReader(intensity=(0.0, 1.0))) != repr(VolumeReader(intensity=(0.0, 2.0)))

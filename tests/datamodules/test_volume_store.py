@@ -3,22 +3,29 @@
 import errno
 import os
 import pickle
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from datamodules import volume_store
 from datamodules.image_folder import DamagedFileError
 from datamodules.memory_map import CacheError
 from datamodules.volume_files import SubjectFiles
 from datamodules.volume_reader import VolumeReader
-from datamodules.volume_store import GIB, MappedVolumes, open_volumes
+from datamodules.volume_store import GIB, MappedVolumes, StreamedVolumes, open_volumes
 from datamodules.volumes import InMemoryVolumes, Volume
 from tests.helpers.volumes import labels, scan, write_nifti
 
 READER = VolumeReader()
+
+
+_POOL = volume_store.ThreadPoolExecutor
 
 
 def subjects(folder: Path) -> list[SubjectFiles]:
@@ -52,6 +59,20 @@ def test_what_fits_is_held_in_memory(tmp_path):
     assert isinstance(store, InMemoryVolumes)
     assert not (tmp_path / "cache").exists()
     assert isinstance(open_volumes(files, READER, 0.99 * limit, tmp_path / "cache"), MappedVolumes)
+    assert isinstance(open_volumes(files, READER, limit, tmp_path / "cache", processes=2), MappedVolumes)
+    assert isinstance(open_volumes(files, READER, limit, None), InMemoryVolumes)
+
+
+def test_as_many_are_read_at_once_as_the_machine_has_memory_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(volume_store, "ThreadPoolExecutor", lambda threads: asked.append(threads) or _POOL(threads))
+    monkeypatch.setattr(volume_store, "usable_cores", lambda: 16)
+    files, voxels = subjects(tmp_path)[:1], 12 * 10 * 8
+    monkeypatch.setattr(volume_store, "READING_LIMIT", 12 * voxels * (64 + 4 * 5))
+    finer, coarser = (replace(READER, spacing=(step,) * 3) for step in (0.5, 2.0))
+    for reader, processes in ((READER, 1), (READER, 4), (READER, 99), (finer, 1), (coarser, 1)):
+        open_volumes(files, reader, 1, tmp_path / "cache", processes)
+    assert asked == [12, 3, 1, 1, 12]
 
 
 def test_mapped_volumes_are_those_in_memory(tmp_path):
@@ -95,6 +116,99 @@ def test_damaged_arrays_are_written_anew(tmp_path, damage):
     with pytest.raises(CacheError, match="deleted or damaged: start again"):
         _ = store[0]
     assert equal(MappedVolumes(files, READER, tmp_path / "cache")[0], expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
+def test_maps_hold_no_file_open(tmp_path):
+    store = MappedVolumes(subjects(tmp_path), READER, tmp_path / "cache")
+    before = len(os.listdir("/proc/self/fd"))
+    volumes = [store[i] for i in range(3)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert all(volume.image.any() for volume in volumes)
+
+
+def test_few_subjects_stay_mapped_and_those_in_use_are_not_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(volume_store, "MAPPED_AT_ONCE", 2)
+    files = subjects(tmp_path)
+    store = MappedVolumes(files, READER, tmp_path / "cache")
+    first, second = store[0], store[1]
+    assert store[0] is first
+    _ = store[2]
+    assert store[0] is first  # it was used after the second
+    assert store[1] is not second
+    assert equal(second, READER.read(files[1]))
+    assert equal(store[1], second)
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    store = MappedVolumes(subjects(tmp_path), READER, tmp_path / "cache")
+    monkeypatch.setattr(np, "load", refused)
+    with pytest.raises(OSError, match=r"Too many open files: raise the limit \(ulimit -n\)") as caught:
+        _ = store[0]
+    assert caught.value.errno == errno.EMFILE
+    assert not isinstance(caught.value, CacheError)
+
+
+def test_processes_share_the_writing(tmp_path, no_reading):
+    files, cache = subjects(tmp_path), tmp_path / "cache"
+    MappedVolumes(files[:1], READER, cache)
+    record = next(cache.glob("*.json"))
+    content = record.read_bytes()
+    record.unlink()
+    with FileLock(record.with_suffix(".lock")):  # as if another process were at it
+        opened: list[MappedVolumes] = []
+        thread = threading.Thread(target=lambda: opened.append(MappedVolumes(files, READER, cache)))
+        thread.start()
+        until = time.monotonic() + 60
+        while len(list(cache.glob("*.json"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(list(cache.glob("*.json"))) == 2  # the others did not wait
+        assert not opened
+        no_reading()
+        record.write_bytes(content)
+    thread.join(60)
+    assert [opened[0][i].subject for i in range(3)] == ["b", "a", "c"]
+
+
+def test_what_will_be_written_is_said_once(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(volume_store, "rank_zero_info", said.append)
+    files = subjects(tmp_path)
+    MappedVolumes(files[:1], READER, tmp_path / "cache")
+    for _ in range(2):
+        MappedVolumes(files, READER, tmp_path / "cache")
+    assert [message.split(" to ")[0] for message in said] == ["Writing 1 subjects", "Writing 2 subjects"]
+    assert "cache, 0.00 GB or less. What other data" in said[0]
+
+
+def test_what_is_drawn_once_is_checked_first_and_kept_nowhere(tmp_path):
+    files = subjects(tmp_path)
+    held, streamed = open_volumes(files, READER, 1, None), open_volumes(files, READER, 0, None)
+    assert isinstance(streamed, StreamedVolumes)
+    assert len(streamed) == 3
+    assert (list(streamed.subjects), list(streamed.sites)) == (list(held.subjects), list(held.sites))
+    assert all(equal(streamed[i], held[i]) for i in range(3))
+    assert not list(tmp_path.rglob("*.npy"))
+    assert streamed.digest() != StreamedVolumes(files[::-1], READER).digest()
+    files[1].images["t1"].write_bytes(b"no volume")
+    with pytest.raises(DamagedFileError, match=r"a/t1\.nii\.gz is truncated"):
+        open_volumes(files[:1] + files, READER, 0, None)
+
+
+def test_processes_share_the_checking(tmp_path, monkeypatch, no_reading):
+    files = subjects(tmp_path)
+    monkeypatch.setattr(volume_store, "process_place", lambda: (2, 1))
+    files[0].images["t1"].write_bytes(b"no volume, which the other process is to find")
+    with pytest.raises(DamagedFileError):
+        _ = StreamedVolumes(files, READER)[0]
+    reader = replace(READER, crop_foreground=True)
+    store, expected = StreamedVolumes(files, reader), [reader.read(one).affine for one in files[1:]]
+    assert torch.equal(store.affine(2), expected[1])
+    no_reading()
+    assert torch.equal(store.affine(1), expected[0])
 
 
 def test_writing_into_a_volume_does_not_reach_the_file(tmp_path):
