@@ -74,10 +74,13 @@ def find_copy(root: Path, folder: str | None, layout: Layout) -> Copy:
     if not found:
         wanted = EXPECTED if layout == "auto" else {layout: EXPECTED[layout]}
         expected = "; ".join(f"{name}: {what}" for name, what in wanted.items())
+        is_one = (
+            " It holds a train/ itself: set --data.folder . if it is the data set." if (root / "train").is_dir() else ""
+        )
         raise FileNotFoundError(
             f"There is no ImageNet{'' if layout == 'auto' else f' in the layout {layout}'} in {root.absolute()}: "
             f"looked for train/ in {', '.join(names)}. Set root or CONVSUITE_DATA to the folder that holds one of "
-            f"these, or folder to its name. Expected: {expected}. Published at {PUBLISHED_AT}."
+            f"these, or folder to its name.{is_one} Expected: {expected}. Published at {PUBLISHED_AT}."
         )
     if len(found) > 1:
         places = ", ".join(f"{copy.folder.relative_to(root)} ({copy.layout})" for copy in found)

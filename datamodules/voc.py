@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.annotated_files import MaskFiles, Photos, check_present
 from datamodules.base import Split
+from datamodules.image_folder import DamagedFileError, opened_image
 from datamodules.listing import first_ten
 from datamodules.masks import class_values, read_mask
 from datamodules.photo_segmentation import PhotoSegmentationDataModule
@@ -248,8 +249,40 @@ def read_voc_mask(path: Path) -> Tensor:
     """The classes in a mask of VOC (PNG) or of SBD (PNG or `.mat`), uint8 (H, W).
 
     Raises:
-        DamagedFileError: The file cannot be read, is a colour image, or holds a value that is no class.
+        DamagedFileError: The file cannot be read, is a colour image, holds a value that is no class, or gives the
+            classes colours that are neither VOC's nor grey.
     """
     if path.suffix == ".mat":
         return read_sbd_mask(path, len(CLASSES))
-    return read_mask(path, class_values(len(CLASSES)))
+    mask = read_mask(path, class_values(len(CLASSES)))
+    with opened_image(path, "mask") as image:
+        palette = image.getpalette("RGB") if image.mode in ("P", "PA") else None
+    if palette is not None:
+        _check_palette(path, palette, mask.flatten().bincount().nonzero().flatten().tolist())
+    return mask
+
+
+def voc_colour(value: int) -> tuple[int, ...]:
+    """The colour (R, G, B) of a value in VOC's masks.
+
+    Bits 0, 1 and 2 are the highest ones of red, green and blue, bits 3, 4 and 5 the next, 6 and 7 the third.
+    """
+    return tuple(sum((value >> 3 * place + channel & 1) << 7 - place for place in range(3)) for channel in range(3))
+
+
+def _check_palette(path: Path, palette: list[int], values: list[int]) -> None:
+    """Refuse a palette of a program's own, whose indices count colours and not classes.
+
+    Grey palettes are those of masks that were grey images before: indices are what they were.
+    """
+    colours = {value: tuple(palette[3 * value : 3 * value + 3]) for value in values if 3 * value < len(palette)}
+    if all(colour == (value,) * 3 for value, colour in colours.items()):
+        return
+    for value, colour in colours.items():
+        if colour != voc_colour(value):
+            raise DamagedFileError(
+                f"The mask {path} shows the value {value} in the colour {colour}, where VOC has {voc_colour(value)}: "
+                "its values are likely to be no classes, as after a colour image was reduced to a palette. Fetch the "
+                "original; or, if they are classes, save them as a grey image: "
+                "Image.fromarray(numpy.array(Image.open(mask)))."
+            )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_modules.batch_norm import evaluate_batch_norms, freeze_batch_norms, set_momentum
 from lightning_modules.freezing import evaluate_frozen, freeze_all_but
+from lightning_modules.last_batch import check_single_sample, has_single_last_batch
 from lightning_modules.learning_rates import apply_factors, parameter_groups
-from lightning_modules.weights import STARTED_FROM, load_pretrained, share_weights, starting_point
+from lightning_modules.weights import STARTED_FROM, TASK_PREFIX, load_pretrained, share_weights, starting_point
 from models import create_model
 from models.names import check_name
 from models.registry import network_options
@@ -246,6 +248,14 @@ class BaseTask(LightningModule):
         part = batch_idx % self.trainer.accumulate_grad_batches
         key = (run_seed(), self.global_step, self.global_rank, *([part] if part else []))
         torch.manual_seed(hash(key) % 2**63)
+        if batch_idx == 0 and has_single_last_batch(self.trainer):
+            self._check_single_sample(batch["image"])
+
+    def _check_single_sample(self, images: Tensor) -> None:
+        """Raise `ValueError` now, not after the steps of a whole epoch, where its last batch cannot be trained on."""
+        loader: Any = self.trainer.train_dataloader
+        for network, shape in self.networks((1, *images.shape[1:])):
+            check_single_sample(network, images.new_zeros(shape), loader.batch_size)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -292,11 +302,45 @@ class BaseTask(LightningModule):
             loaded = super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             raise ValueError(
-                f"this checkpoint belongs to another network than model={self.hparams['model']!r} with "
+                self._other_classes(state_dict)
+                or f"this checkpoint belongs to another network than model={self.hparams['model']!r} with "
                 f"conv={self.hparams['conv']!r}. {error}"
             ) from error
         self.holds_weights = True
         return loaded
+
+    def _other_classes(self, state_dict: Mapping[str, Any]) -> str | None:
+        """What to say of weights for another number of classes; None where they differ in more than that."""
+        own, here = self.state_dict(), self.network_spec["num_classes"]
+        if own.keys() != state_dict.keys():
+            return None
+        theirs = {name: state_dict[name].shape for name in own if state_dict[name].shape != own[name].shape}
+        if not all(shape and own[name].shape == (here, *shape[1:]) for name, shape in theirs.items()):
+            return None
+        classes = {shape[0] for shape in theirs.values()}
+        if len(classes) != 1:
+            return None
+        layers = dict.fromkeys(f"{name.removeprefix(TASK_PREFIX).rpartition('.')[0]}.*" for name in theirs)
+        return (
+            f"this checkpoint is for {classes.pop()} classes, and here there are {here}; the rest of the network is "
+            "the same. Evaluate it on the classes that it was trained for, or, in place of --ckpt_path, start from it "
+            f"with model.init_from and init_skip: [{', '.join(layers)}]"
+        )
+
+
+@contextmanager
+def naming_files(batch: Mapping[str, Any]) -> Iterator[None]:
+    """What the network says against the images of a batch in this block is preceded by their files, if they have any.
+
+    Raises:
+        ValueError: As within the block.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "file" not in batch:
+            raise
+        raise ValueError(f"{', '.join(batch['file'])}: {error}") from error
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:

@@ -17,13 +17,16 @@ from lightning_modules.processes import mean_over_processes
 
 Batch = dict[str, Any]
 
+MAX_LISTED = 60
+"""Up to this many classes, the accuracy of each is a metric of the test."""
+
 
 class ClassificationTask(BaseTask):
     """Cross-entropy over single labels; see `BaseTask` for the arguments.
 
     Logs `<stage>/loss` and `<stage>/accuracy`, `<stage>/accuracy_top5` where there are more than five classes, and
-    `test/accuracy_<class>`. Accuracies are fractions of all samples; those of validation and test are equal for any
-    number of processes.
+    `test/accuracy_<class>` where there are no more than `MAX_LISTED`; `media/confusion_test.csv` holds those of any
+    number. Accuracies are fractions of all samples; those of validation and test are equal for any number of processes.
 
     Attributes:
         confusion: Stage ("val", "test") to the confusion matrix of its last epoch, int64 (C, C), rows are the truth.
@@ -79,7 +82,7 @@ class ClassificationTask(BaseTask):
             metric.reset()
         confusion = self.confusion[stage] = values.pop("confusion").cpu()
         values["accuracy"] = accuracy(confusion)
-        if stage == "test":
+        if stage == "test" and len(confusion) <= MAX_LISTED:
             of_classes = zip(class_names(self.trainer, len(confusion)), recall(confusion), strict=True)
             values |= {f"accuracy_{name}": value for name, value in of_classes if not value.isnan()}
         # Every process has computed the same values, so nothing is left to reduce.

@@ -77,7 +77,9 @@ def read_torch_file(path: Path, kind: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is no {kind}, or holds more than tensors and plain data, which is never loaded"
+            f"{path} is no {kind}, or holds more than tensors and plain data, which is never loaded. If you trust its "
+            f"source, save what is wanted of it anew: torch.save(torch.load({path.name!r}, weights_only=False)"
+            "['state_dict'], 'weights.pth')"
         ) from error
     except Exception as error:  # arbitrary bytes raise arbitrary errors in there
         raise CheckpointError(

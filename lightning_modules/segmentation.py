@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,9 +11,11 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.base import BaseTask, LRSchedulerCallable, OptimizerCallable
+from lightning_modules.base import BaseTask, LRSchedulerCallable, OptimizerCallable, naming_files
 from lightning_modules.inference.inference import Inference
 from lightning_modules.inference.instances import Method, label_objects
+from lightning_modules.inference.slabs import likeliest, loss_in_slabs, slabs, softmax_
+from lightning_modules.inference.tiling import SlidingWindow
 from lightning_modules.labels import class_names
 from lightning_modules.losses.segmentation import segmentation_loss
 from lightning_modules.metrics.confusion import Absent, PixelConfusion, segmentation_measures
@@ -21,7 +24,8 @@ from lightning_modules.metrics.subjects import MeasuredSubject, SubjectMeasures,
 from lightning_modules.processes import sum_over_processes
 from models.convs.octave import get_betas
 from models.names import check_name
-from models.voxelwise import window
+from models.slice_wise import SliceWise
+from models.voxelwise import VoxelwiseNetwork, window
 
 Batch = dict[str, Any]
 
@@ -107,8 +111,9 @@ class SegmentationTask(BaseTask):
         subjects: Stage to what was measured in its last epoch of the subjects of all processes, in the data's order.
 
     Raises:
-        ValueError: Options that contradict each other; the message names them. In a step: the network's output does not
-            fit the images, or masks do not fit the images or hold a value that is no class.
+        ValueError: Options that contradict each other, or `inference` asks for what the network cannot do; the message
+            names them. In a step: the network's output does not fit the images, or masks do not fit the images or hold
+            a value that is no class.
     """
 
     monitor = "val/miou"
@@ -180,15 +185,31 @@ class SegmentationTask(BaseTask):
             select=select,
         )
         self.loss = made
+        self.image_loss = segmentation_loss(loss, _without("per_image", loss_options), ignore_index)
         self.margin: int = getattr(self.network, "margin", 0)
         self.inference = Inference(average="logits") if inference is None and self.margin else inference
         self.subject_measures = subject_measures
-        self._check_alignment()
+        self._check_inference()
 
-    def _check_alignment(self) -> None:
+    def _check_inference(self) -> None:
+        """Refuse now, not after a training, what the network cannot do when whole images are predicted."""
+        if not isinstance(self.inference, Inference):
+            return
+        dimensions = getattr(self.network, "dimensions", None)
+        fits: Any = self.network.fits if self.margin else None
+        self.inference.check(dimensions, fits)
+        tiles = self.inference.tiles
+        if tiles is None:
+            return
+        self._check_alignment(tiles)
+        if dimensions is not None:
+            sides = [layout.tile_size for layout in tiles.layouts_of(dimensions)]
+            self._check_input("inference.tile_size", sides, self.margin)
+
+    def _check_alignment(self, tiles: SlidingWindow) -> None:
         """Off a network's own grid tiles are seen by another function, everywhere and not only near their borders."""
-        multiple, tiles = getattr(self.network, "multiple", None), getattr(self.inference, "tiles", None)
-        if multiple is None or tiles is None:
+        multiple = getattr(self.network, "multiple", None)
+        if multiple is None:
             return
         multiple *= 1 if get_betas(self.network) is None else 2
         if tiles.align % multiple:
@@ -196,6 +217,47 @@ class SegmentationTask(BaseTask):
                 f"inference.align is {tiles.align}, and this network needs a multiple of {multiple}: "
                 f"tiles must start where its maps halve. Set align: {multiple}"
             )
+
+    def check_data(self, data: Any) -> None:
+        """Refuse patches that the network cannot be trained on, before any image is read.
+
+        Args:
+            data: The data module. One that trains on patches has a `cutter`, which says their `patch_size` and the
+                `context` around them; of others nothing is asked.
+
+        Raises:
+            ValueError: The context is not the network's margin, or it takes no patches of that size.
+        """
+        cutter = getattr(data, "cutter", None)
+        if cutter is None:
+            return
+        if self.margin and cutter.context != self.margin:
+            raise self._other_context(f"data.context is {cutter.context}")
+        self._check_input("data.patch_size", cutter.patch_size, cutter.context)
+
+    def _check_input(self, key: str, sides: Sequence[int], around: int) -> None:
+        """Raise `ValueError`, naming `key`, where the network takes no `sides` with `around` more at each border."""
+        network, of_slices = self.network, list(sides)
+        if len(sides) != getattr(network, "dimensions", len(sides)):
+            raise ValueError(
+                f"{key} has {len(sides)} axes, and model {self.hparams['model']!r} takes images of "
+                f"{network.dimensions}: set its option dimensions to {len(sides)}, or change the data"
+            )
+        if isinstance(network, SliceWise):  # of which there may be any number
+            del of_slices[network.axis]
+            network = network.network
+        if not isinstance(network, VoxelwiseNetwork):
+            return
+        try:
+            # Nothing is computed on the meta device.
+            network.continued(torch.empty(1, 1, *(side + 2 * around for side in of_slices), device="meta"))
+        except ValueError as error:
+            raise ValueError(f"{key} {'x'.join(map(str, sides))}: {error}") from error
+
+    def setup(self, stage: str) -> None:
+        """Comes after the data module's; who has both before that may ask `check_data` earlier."""
+        if stage == "fit":
+            self.check_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_metrics(self) -> None:
         self.train_confusion = self._confusion()
@@ -288,10 +350,11 @@ class SegmentationTask(BaseTask):
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        logits = self._infer(batch["image"])
-        outputs = {"file": batch["file"], "prediction": logits.argmax(1).to(torch.uint8)}
+        with naming_files(batch):
+            logits = self._infer(batch["image"])
+        outputs = {"file": batch["file"], "prediction": likeliest(logits)}
         # Volumes may have been resampled, and probabilities are what can be resampled on their way back.
-        return outputs if logits.ndim == 4 else {**outputs, "probabilities": logits.softmax(1)}
+        return outputs if logits.ndim == 4 else {**outputs, "probabilities": softmax_(logits)}
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -314,18 +377,20 @@ class SegmentationTask(BaseTask):
             )
         self._check_classes(batch)
         mask = batch["mask"]
-        logits = self._infer(batch["image"])
-        prediction = logits.argmax(1)
+        with naming_files(batch):
+            logits = self._infer(batch["image"])
+        prediction = likeliest(logits)
         metrics = getattr(self, f"{stage}_metrics")
         # One image after the other: its loss must not depend on which others share its batch.
-        losses = [self.loss(logits[i : i + 1], mask[i : i + 1]) for i in range(len(mask))]
+        losses = [loss_in_slabs(self.image_loss, logits[i : i + 1], mask[i : i + 1]) for i in range(len(mask))]
         metrics["loss"].update(torch.stack(losses), (mask != self.hparams["ignore_index"]).flatten(1).sum(1))
-        metrics["confusion"].update(prediction, mask)
+        for _, predicted, true in slabs(logits, prediction, mask):
+            metrics["confusion"].update(predicted, true)
         if "objects" in metrics:
             self._measure_objects(logits, prediction, batch, stage)
         if self.subject_measures is not None:
             self._measure_subjects(self.subject_measures, prediction, batch, stage)
-        return {"prediction": prediction.to(torch.uint8), "mask": mask, "index": batch["index"]}
+        return {"prediction": prediction, "mask": mask, "index": batch["index"]}
 
     def _measure_objects(self, logits: Tensor, prediction: Tensor, batch: Batch, stage: str) -> None:
         metric = getattr(self, f"{stage}_metrics")["objects"]
@@ -371,11 +436,14 @@ class SegmentationTask(BaseTask):
     def _check_margin(self, batch: Batch, context: int) -> None:
         """Raise `ValueError` where images to train on show more context than a network that does not pad, or less."""
         if self.margin and context != self.margin:
-            raise ValueError(
-                f"model {self.hparams['model']!r} does not pad: its logits are smaller than the image by {self.margin} "
-                f"pixels at every border, and images {tuple(batch['image'].shape)} show {context} beyond masks "
-                f"{tuple(batch['mask'].shape)}. Set data.context to {self.margin}, or choose a network that pads"
-            )
+            image, mask = tuple(batch["image"].shape), tuple(batch["mask"].shape)
+            raise self._other_context(f"images {image} show {context} beyond masks {mask}")
+
+    def _other_context(self, shown: str) -> ValueError:
+        return ValueError(
+            f"model {self.hparams['model']!r} does not pad: its logits are smaller than the image by {self.margin} "
+            f"pixels at every border, and {shown}. Set data.context to {self.margin}, or choose a network that pads"
+        )
 
     def _check_classes(self, batch: Batch) -> None:
         """Raise `ValueError` where masks hold a value that is no class."""
@@ -411,3 +479,11 @@ class SegmentationTask(BaseTask):
                 values |= {f"{measure}_{name}": value for name, value in pairs if not value.isnan()}
         # Every process has computed the same values, so nothing is left to reduce.
         self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
+
+
+def _without(option: str, options: dict[str, dict[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """Options of losses, this one left out."""
+    return {
+        loss: {name: value for name, value in of_loss.items() if name != option}
+        for loss, of_loss in (options or {}).items()
+    }

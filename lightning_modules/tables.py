@@ -12,13 +12,13 @@ from lightning_modules.files import write_whole
 from lightning_modules.grid import Grid
 from lightning_modules.grid_results import Measures, Summary, spread
 from lightning_modules.stability import TURN, Course, Stability
+from lightning_modules.terminal import terminal
 
 Summaries = dict[tuple[str, str], Summary]
 Courses = dict[tuple[str, str], dict[int, Course]]
 BELOW, ABOVE = "▼", "▲"  # mark a cell that is worse than the published value
 MISSING = "–"
 PUBLISHED = "published"
-_LOG_WIDTH = 200
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Table:
 
 
 def value_table(grid: Grid, summaries: Summaries) -> Table:
-    """Per row of the grid ours and, beneath it, the published values; a column for each column.
+    """Per row of the grid what was measured and, beneath it, the published values; a column for each column.
 
     Parameters come first, or beneath each row if they are not the same in all of them.
     """
@@ -216,7 +216,6 @@ def _stability_verdicts(grid: Grid, courses: Courses) -> list[str]:
 
 def print_table(title: str, table: Table) -> None:
     """Show the table and the sentences in the terminal."""
-    from rich.console import Console
     from rich.table import Table as TerminalTable
 
     shown = TerminalTable(title=title)
@@ -225,9 +224,7 @@ def print_table(title: str, table: Table) -> None:
         shown.add_column(name, justify="left" if i < table.labels else "right", min_width=least)
     for line in table.lines:
         shown.add_row(*line, style="dim" if line[0] == PUBLISHED else None)
-    console = Console()
-    if not console.is_terminal:  # a log has no width that the table must fit into
-        console = Console(width=_LOG_WIDTH)
+    console = terminal()
     console.print(shown)
     for sentence in table.sentences:
         console.print(sentence, soft_wrap=True)

@@ -25,6 +25,10 @@ STARTED_FROM = "init_from_sha256"  # key of checkpoints
 WRAPPER_PREFIX = "module."  # of a network in DataParallel or DistributedDataParallel
 
 
+class MissingStartError(CheckpointError):
+    """What a network is to start from is not there."""
+
+
 @dataclass(frozen=True)
 class StartingPoint:
     """Weights of a file for a network.
@@ -66,11 +70,14 @@ class StartingPoint:
         """The file to read.
 
         Raises:
-            CheckpointError: There is none, or it is a run that is not finished.
+            MissingStartError: There is none.
+            CheckpointError: It is a run that is not finished.
         """
         if not self.file.is_dir():
             if not self.file.is_file():
-                raise CheckpointError(f"init_from: there is no file or run {self.file}; it has to be made before")
+                raise MissingStartError(
+                    f"init_from: there is no file or run {self.file}: make it first, or set init_from to another"
+                )
             return self.file
         run = Run(self.file)
         if not run.is_finished:

@@ -26,14 +26,18 @@ Stride = int | float | tuple[int | float, ...]
 class Layer:
     """One layer of a network, as it ran. What is counted is the layer's own: layers sum up to the network.
 
+    A module that is called several times is a layer for each kind of output: pooling that follows several convolutions
+    is several layers, a network that takes slices in several passes has each of its layers once.
+
     Args:
         name: as in `named_modules()`.
         module: the layer itself.
-        output_shapes: of every tensor that it returned, in its last call.
+        output_shapes: of every tensor that it returned; where there are several calls, in the first.
         parameters: those that no earlier layer has.
-        macs: multiply-adds of all its calls.
+        macs: multiply-adds of all these calls.
         receptive_field: of its output; None where that is no feature map (behind the global pooling, in gates).
         output_stride: of its output; None as above.
+        calls: of the module whose outputs are alike, but for the size of the batch; 0 where it did not run.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Layer:
     macs: int
     receptive_field: tuple[int, ...] | None
     output_stride: Stride | None
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,21 @@ def _parts(output: Any) -> list[Any]:
     return [part for member in members for part in _parts(member)]
 
 
+@dataclass
+class _Call:
+    """One call of a layer, and what was counted in it apart from other layers."""
+
+    module: nn.Module
+    flops: int = 0
+    output_shapes: tuple[tuple[int, ...], ...] = ()
+    view: _View = _NOTHING
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for calls of a layer whose outputs are alike, whatever the size of the batch."""
+        return self.module, tuple(shape[1:] for shape in self.output_shapes), self.view
+
+
 class _Recorder:
     """Watches the layers of a network while it runs."""
 
@@ -255,11 +275,9 @@ class _Recorder:
         self._counter = counter
         self._tracer = tracer
         self._names: dict[nn.Module, str] = {}
-        self._running: list[nn.Module] = []
+        self._calls: list[_Call] = []
+        self._running: list[_Call] = []
         self._counted = 0
-        self._flops: dict[nn.Module, int] = {}
-        self._shapes: dict[nn.Module, tuple[tuple[int, ...], ...]] = {}
-        self._views: dict[nn.Module, _View] = {}
 
     @contextmanager
     def recording(self, root: nn.Module) -> Iterator[None]:
@@ -275,46 +293,53 @@ class _Recorder:
 
     def layers(self) -> tuple[Layer, ...]:
         """Those that ran, in the order of their first call, then those that hold parameters and did not run."""
+        calls: dict[Any, list[_Call]] = {}
+        for call in self._calls:
+            calls.setdefault(call.kind, []).append(call)
+        ran = {call.module for call in self._calls}
+        alike = [(same[0].module, same) for same in calls.values()]
+        alike += [(module, []) for module in self._names if module not in ran]
         counted: set[nn.Parameter] = set()
         layers = []
-        for module in [*self._flops, *(module for module in self._names if module not in self._flops)]:
+        for module, same in alike:
             parameters = set(module.parameters(recurse=_is_convolution(module))) - counted
             counted |= parameters
-            layer = self._layer(module, sum(p.numel() for p in parameters))
+            layer = self._layer(module, same, sum(p.numel() for p in parameters))
             is_leaf = next(module.children(), None) is None or _is_convolution(module)
-            if layer.parameters or layer.macs or (is_leaf and module in self._flops):
+            if layer.parameters or layer.macs or (is_leaf and same):
                 layers.append(layer)
         return tuple(layers)
 
-    def _layer(self, module: nn.Module, parameters: int) -> Layer:
-        view = self._views.get(module, _NOTHING)
+    def _layer(self, module: nn.Module, calls: Sequence[_Call], parameters: int) -> Layer:
+        first = calls[0] if calls else _Call(module)
         return Layer(
             name=self._names[module],
             module=module,
-            output_shapes=self._shapes.get(module, ()),
+            output_shapes=first.output_shapes,
             parameters=parameters,
-            macs=self._flops.get(module, 0) // 2,
-            receptive_field=view.receptive_field,
-            output_stride=view.output_stride,
+            macs=sum(call.flops for call in calls) // 2,
+            receptive_field=first.view.receptive_field,
+            output_stride=first.view.output_stride,
+            calls=len(calls),
         )
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._settle()
-        self._running.append(module)
-        self._flops.setdefault(module, 0)
+        self._calls.append(_Call(module))
+        self._running.append(self._calls[-1])
 
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         self._settle()
-        self._running.pop()
         tensors = _tensors(output)
-        self._shapes[module] = tuple(tuple(tensor.shape) for tensor in tensors)
-        self._views[module] = _view_of(self._tracer, tensors)
+        call = self._running.pop()
+        call.output_shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        call.view = _view_of(self._tracer, tensors)
 
     def _settle(self) -> None:
         """Books what was counted since the last call of a layer began or ended."""
         total = self._counter.get_total_flops()
         if self._running:
-            self._flops[self._running[-1]] += total - self._counted
+            self._running[-1].flops += total - self._counted
         self._counted = total
 
 

@@ -109,7 +109,7 @@ class VGG16(nn.Module):
         if min(height, width) < SMALLEST_IMAGE:
             raise ValueError(
                 f"vgg16 halves an image {len(STAGES)} times and needs {SMALLEST_IMAGE} pixels a side, got "
-                f"{height}x{width}: enlarge the images (data.image_size), or choose a network for small ones"
+                f"{height}x{width}: enlarge the images, or choose a network for small ones"
             )
         return self.features(x)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lightning_modules.terminal import terminal
 from models.analysis import Analysis, Layer, Stride, analyse
 from models.patch_sizes import output_sides
 from models.voxelwise import VoxelwiseNetwork
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from datamodules.patch_sampling import PatchCutter
     from models.patch_costs import PatchCost
 
 # What `extra_repr` shows besides the options that tell one convolution, pooling or variant from another.
@@ -37,7 +39,8 @@ _LEFT_OUT = {
     "track_running_stats",
 }
 _DEFAULTS = {"stride": 1, "dilation": 1, "groups": 1}
-
+_UNLIMITED = 10_000  # characters of a line
+_LONGEST_CLASS = 24  # characters of a type's name, which stay together where its options wrap
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -100,49 +103,55 @@ class Extras:
 
 
 def describe(
-    network: nn.Module, input_size: Sequence[int], console: Console | None = None, extras: Extras | None = None
+    network: nn.Module,
+    input_size: Sequence[int],
+    console: Console | None = None,
+    extras: Extras | None = None,
+    cutter: PatchCutter | None = None,
 ) -> None:
     """Prints a network's parameters, MACs, receptive field and output stride, then its layers.
 
     Layers that have neither parameters nor MACs and leave shape and receptive field as they were (activations,
-    dropout) are left out.
+    dropout) are left out. One that runs several times has a row for each place where it changes something.
 
     Args:
         network: takes one tensor of images or latents.
-        input_size: (N, C, H, W), (N, C, X, Y, Z), or (N, features). Sides that a valid network, whose output is smaller
-            than its input, cannot take are those of the output patch that is wanted: what is described is the input
-            that it needs for the nearest one.
+        input_size: (N, C, H, W), (N, C, X, Y, Z), or (N, features). Where a valid network, whose output is smaller than
+            its input, cannot take these sides, the nearest are described.
         console: where to print; the terminal by default.
         extras: what else is to be measured.
+        cutter: how training patches are cut, where there are any: a valid network is described on the input that it
+            needs for one, or for the nearest patch that it can give, whatever context the data have.
 
     Raises:
         ValueError: as `models.analysis.analyse`, or `extras` ask for something that the network has not.
     """
-    from rich.console import Console
-
-    console = console or Console()
+    console = console or terminal()
     extras = extras or Extras()
-    size = _taken_size(network, input_size)
+    size = _taken_size(network, input_size, cutter)
     analysis = _analyse(network, size)
     summary = _summary(network, analysis)
     if isinstance(network, VoxelwiseNetwork) and network.margin:
-        summary.add_row("output patch", _needed_input(network, size[2:]))
+        summary.add_row("output patch", _needed_input(network, size[2:], cutter))
+    if (margin := getattr(network, "margin", 0)) and cutter is not None and cutter.context != margin:
+        summary.add_row("data.context", f"{cutter.context} is not the network's margin: set it to {margin}")
     if extras.effective_field:
         summary.add_row("effective field", _effective_field(network, size, extras.effective_field))
     console.print(summary)
-    console.print(_layer_table(analysis.layers))
+    _print(console, _layer_table(analysis.layers))
     if extras.patch_sizes:
         _describe_patches(network, analysis, extras, console)
 
 
-def _taken_size(network: nn.Module, size: Sequence[int]) -> Sequence[int]:
-    """`size` where the network takes it, else the input for an output patch of these sides, or of the nearest."""
-    if not isinstance(network, VoxelwiseNetwork) or not network.margin:
+def _taken_size(network: nn.Module, size: Sequence[int], cutter: PatchCutter | None) -> Sequence[int]:
+    """`size`, or what a valid network needs for a training patch; where it does not take these sides, the nearest."""
+    lost = 2 * getattr(network, "margin", 0)
+    if not lost:
         return size
-    lost = 2 * network.margin
-    if all(network.fits(side - lost) for side in size[2:]):
-        return size
-    return [*size[:2], *(output_sides(network, side, 1)[0] + lost for side in size[2:])]
+    patch = [side - lost for side in size[2:]] if cutter is None else cutter.patch_size
+    if isinstance(network, VoxelwiseNetwork):
+        patch = [side if network.fits(side) else output_sides(network, side, 1)[0] for side in patch]
+    return [*size[:2], *(side + lost for side in patch)]
 
 
 def _analyse(network: nn.Module, size: Sequence[int]) -> Analysis:
@@ -154,14 +163,17 @@ def _analyse(network: nn.Module, size: Sequence[int]) -> Analysis:
         return analyse(network, size)
 
 
-def _needed_input(network: VoxelwiseNetwork, sides: Sequence[int]) -> str:
+def _needed_input(network: VoxelwiseNetwork, sides: Sequence[int], cutter: PatchCutter | None) -> str:
     margin = network.margin
     patch = [side - 2 * margin for side in sides]
     others = sorted({other for side in patch for other in output_sides(network, side, 5)} - set(patch))
-    return (
+    said = (
         f"{_sizes(patch)} needs an input of {_sizes(sides)}, {margin} more at each border; "
         f"near it fit {', '.join(map(str, others))}"
     )
+    if cutter is None or [*cutter.patch_size] == patch:
+        return said
+    return f"{_sizes(cutter.patch_size)} (data.patch_size) does not fit its grid; {said}"
 
 
 def _effective_field(network: nn.Module, size: Sequence[int], samples: int) -> str:
@@ -180,9 +192,9 @@ def _describe_patches(network: nn.Module, analysis: Analysis, extras: Extras, co
     from lightning_modules.commands.patch_plot import draw_patch_costs
     from models.patch_costs import patch_costs
 
-    console.print(_pathway_table(network, analysis.layers))
+    _print(console, _pathway_table(network, analysis.layers))
     costs = list(patch_costs(network, analysis, extras.patch_sizes, extras.autocast))
-    console.print(_cost_table(costs, extras.autocast))
+    _print(console, _cost_table(costs, extras.autocast))
     if extras.patch_plot is not None:
         draw_patch_costs(extras.patch_plot, costs, type(network).__name__)
         console.print(f"drawn: {extras.patch_plot}")
@@ -190,31 +202,28 @@ def _describe_patches(network: nn.Module, analysis: Analysis, extras: Extras, co
 
 def _pathway_table(network: VoxelwiseNetwork, layers: Sequence[Layer]) -> Table:
     names = {module: name for name, module in network.named_modules()}
-    table = _table("What a voxel of each path sees where it joins the others.")
-    for heading in ("path", "last layer", "output", "stride", "receptive\nfield"):
-        table.add_column(heading, justify="left" if heading in ("path", "last layer") else "right", overflow="fold")
+    rows = []
     for path, module in network.pathways().items():
         within = [
             layer for layer in layers if f"{layer.name}.".startswith(f"{names[module]}.") and layer.receptive_field
         ]
         if within:
             last = within[-1]
-            table.add_row(path, last.name, _shapes(last), _stride(last.output_stride), _sizes(last.receptive_field))
-    return table
+            rows.append([path, last.name, _shapes(last), _stride(last.output_stride), _sizes(last.receptive_field)])
+    return _table(
+        "What a voxel of each path sees where it joins the others.",
+        ("path", "last layer", "output", "stride", "receptive\nfield"),
+        rows,
+        left=2,
+    )
 
 
 def _cost_table(costs: Iterable[PatchCost], autocast: torch.dtype | None) -> Table:
     precision = "the type of the weights" if autocast is None else f"{autocast} autocast".removeprefix("torch.")
-    table = _table(
-        f"Memory of tensors in {precision}, one patch a batch, beside weights and optimiser. Usable: output voxels "
-        "that no padding reached, as a share of the input's."
-    )
-    for heading in ("output\npatch", "input", "usable", "training\nMiB", "inference\nMiB"):
-        table.add_column(heading, justify="right")
-    for heading in ("training, KiB\nan output voxel", "inference, KiB\nan output voxel"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        table.add_row(
+    headings = ["output\npatch", "input", "usable", "training\nMiB", "inference\nMiB"]
+    headings += ["training, KiB\nan output voxel", "inference, KiB\nan output voxel"]
+    rows = [
+        [
             _sizes([cost.side] * cost.dimensions),
             _sizes([cost.input_side] * cost.dimensions),
             "-" if cost.usable is None else f"{100 * cost.usable:.1f} %",
@@ -222,8 +231,16 @@ def _cost_table(costs: Iterable[PatchCost], autocast: torch.dtype | None) -> Tab
             f"{cost.memory.inference / 2**20:,.1f}",
             f"{cost.training_per_voxel / 2**10:,.2f}",
             f"{cost.inference_per_voxel / 2**10:,.2f}",
-        )
-    return table
+        ]
+        for cost in costs
+    ]
+    return _table(
+        f"Memory of tensors in {precision}, one patch a batch, beside weights and optimiser. Usable: output voxels "
+        "that no padding reached, as a share of the input's.",
+        headings,
+        rows,
+        left=0,
+    )
 
 
 def _summary(network: nn.Module, analysis: Analysis) -> Table:
@@ -242,30 +259,56 @@ def _summary(network: nn.Module, analysis: Analysis) -> Table:
 
 
 def _layer_table(layers: Iterable[Layer]) -> Table:
-    from rich.markup import escape
+    return _table(
+        "Layers that change nothing counted here are left out. Parameters are counted where a layer first runs.",
+        ("layer", "type", "output", "parameters", "MACs", "receptive\nfield"),
+        [
+            [
+                layer.name or "(network)",
+                layer_type(layer.module).replace("(", " (", 1) + (f", {layer.calls} calls" if layer.calls > 1 else ""),
+                _shapes(layer) or "does not run",
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+                _sizes(layer.receptive_field),
+            ]
+            for layer in _telling(layers)
+        ],
+        left=2,
+        wrapped=("type",),
+    )
 
-    table = _table("Layers that change nothing counted here are left out.")
-    table.add_column("layer", overflow="fold")
-    table.add_column("type", overflow="fold", min_width=24)  # the longest class name, also in a narrow terminal
-    for heading in ("output", "parameters", "MACs", "receptive\nfield"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for layer in _telling(layers):
-        table.add_row(
-            escape(layer.name or "(network)"),
-            escape(layer_type(layer.module)).replace("(", " (", 1),  # where the line may break
-            _shapes(layer) or "does not run",
-            f"{layer.parameters:,}",
-            f"{layer.macs:,}",
-            _sizes(layer.receptive_field),
+
+def _table(
+    caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int, wrapped: Collection[str] = ()
+) -> Table:
+    """A table of which the first `left` columns are text; all but those `wrapped` stay as wide as their cells."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
+    for column, heading in enumerate(headings):
+        wraps = heading in wrapped
+        table.add_column(
+            heading,
+            justify="left" if column < left else "right",
+            no_wrap=not wraps,
+            overflow="fold",
+            min_width=_LONGEST_CLASS if wraps else max((len(row[column]) for row in rows), default=1),
         )
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
-def _table(caption: str) -> Table:
-    from rich import box
-    from rich.table import Table
+def _print(console: Console, table: Table) -> None:
+    """Prints a table, in a narrow terminal wider than that, which wraps lines: no number loses its digits."""
+    from rich.measure import Measurement
 
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
+    least = Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
 
 
 def _telling(layers: Iterable[Layer]) -> Iterator[Layer]:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
@@ -36,9 +37,10 @@ from lightning_modules.callbacks.run_folder import RunFolder
 from lightning_modules.checkpoint_io import AtomicCheckpointIO
 from lightning_modules.cli import COMMANDS
 from lightning_modules.commands import describe
-from lightning_modules.commands.config_files import find_config
+from lightning_modules.commands.config_files import find_config, how_to_make, kind_of
 from lightning_modules.commands.parser import CommandParser, own_error
 from lightning_modules.commands.quiet import quiet
+from lightning_modules.files import read_checkpoint
 from lightning_modules.loggers import MetricsCSVLogger, finished_wandb, place_loggers
 from lightning_modules.runs import (
     CHOSEN_AFTER_TRAINING,
@@ -49,9 +51,12 @@ from lightning_modules.runs import (
     differences,
     run_id,
 )
+from lightning_modules.segmentation import SegmentationTask
 from lightning_modules.sync_batch_norm import SyncBatchNormPlugin
+from lightning_modules.weights import MissingStartError, StartingPoint
 from models.names import matches
 
+TRAININGS = ("fit", "fit_test")
 EVALUATIONS = ("validate", "test", "predict")
 # What a task takes from its data, where it has an argument of that name.
 LINKED = ("num_classes", "in_channels", "image_size")
@@ -100,6 +105,7 @@ class ConvsuiteCLI(LightningCLI):
         self.cleanup = cleanup
         _import_short_names()
         args, self.name = prepare_arguments(command, args)
+        self.config_files = [Path(name) for name in _given(args).config]
         super().__init__(
             BaseTask,
             BaseDataModule,
@@ -107,7 +113,11 @@ class ConvsuiteCLI(LightningCLI):
             trainer_defaults={"enable_model_summary": False, "enable_autolog_hparams": False},
             seed_everything_default=0,
             parser_class=CommandParser,
-            parser_kwargs={"prog": f"convsuite {command}", "description": COMMANDS[command][0]},
+            parser_kwargs={
+                "prog": f"convsuite {command}",
+                "description": COMMANDS[command][0],
+                "config_files": self.config_files,
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=args,
@@ -141,6 +151,8 @@ class ConvsuiteCLI(LightningCLI):
         if self.command == "describe":
             return
         self.run, self.checkpoint = self._find_evaluated() if self.command in EVALUATIONS else self._find_trained()
+        if self.checkpoint not in (None, "last") and not Path(self.checkpoint).is_file():
+            raise _missing(Path(self.checkpoint))
         if self.config.trainer.fast_dev_run:
             self.run = Run(self.cleanup.enter_context(tempfile.TemporaryDirectory()))
         else:
@@ -157,7 +169,10 @@ class ConvsuiteCLI(LightningCLI):
         raise own  # out here, so that the two do not become each other's context
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a value for what comes from the data: it would count for nothing; and weights that say nothing."""
+        """Refuse a value for what comes from the data: it would count for nothing; and weights that say nothing.
+
+        And patches that the network cannot be trained on, before the images are read.
+        """
         parameters = inspect.signature(type(self.model)).parameters
         for name in set(LINKED) - set(parameters):  # the checkpoint would hold arguments that the task does not take
             self.model.hparams.pop(name, None)
@@ -168,11 +183,14 @@ class ConvsuiteCLI(LightningCLI):
                 raise ValueError(f"model.{name} is {given}, but {data} has {from_data}: leave it out, the data say it")
         if self.command in EVALUATIONS and self.checkpoint is None:
             self._check_initial_weights()
+        if self.command in TRAININGS and isinstance(self.model, SegmentationTask):
+            self.model.check_data(self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if self.command == "describe":
             return None
         given = self.config_init.trainer
+        _check_accelerator(given.accelerator)
         plugins = _as_list(given.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
@@ -191,7 +209,8 @@ class ConvsuiteCLI(LightningCLI):
         if start is not None and self.run.last_checkpoint.is_file():
             start.check_unchanged(self.run.last_checkpoint)
         elif start is not None and self.checkpoint is None:
-            start.find()  # now, not after all images have been decoded
+            self._find(start)  # now, not after all images have been decoded
+        self._check_training_set()
         if self.run.is_finished:
             _say(f"{self.run} is trained already: nothing is left to do.")
             rank_zero_only(show_results)("fit", self.run.metrics(), self.run)
@@ -222,8 +241,9 @@ class ConvsuiteCLI(LightningCLI):
         size = self.datamodule.image_size
         sides = (size, size) if isinstance(size, int) else tuple(size)
         extras = describe.Extras.of(self.config)
+        cutter = getattr(self.datamodule, "cutter", None)
         for network, input_size in self.model.networks((1, self.datamodule.in_channels, *sides)):
-            describe.describe(network, input_size, extras=extras)
+            describe.describe(network, input_size, extras=extras, cutter=cutter)
 
     def _find_trained(self) -> tuple[Run, str | None]:
         """The run folder of these settings, and where training starts: its last checkpoint, if it has one."""
@@ -263,13 +283,28 @@ class ConvsuiteCLI(LightningCLI):
         start = self.model.starting_point
         if start is None:
             return
-        start.find()
+        self._find(start)
         random = [name for name in self.model.network.state_dict() if matches(name, start.skip)]
         if random and not start.fit:
             raise MissingRunError(
                 f"{self.run} holds no checkpoint, and init_skip leaves layers at a random start ({random[0]} first): "
-                "train first, with `convsuite fit` and these settings"
+                "train first, with `convsuite fit` and these settings, or set init_skip to null if the file holds them"
             )
+
+    def _find(self, start: StartingPoint) -> None:
+        """Raise an error where what the task starts from is missing, with how it is made if a configuration says so."""
+        try:
+            start.find()
+        except MissingStartError as error:
+            how = how_to_make(str(start.file), self.config_files)
+            raise MissingStartError(f"{error}. {how}" if how else str(error)) from error
+
+    def _check_training_set(self) -> None:
+        """Refuse to go on with, or to show as done, a training in the run folder that was one on other data."""
+        checkpoint = self.run.find_checkpoint("last") or self.run.find_checkpoint()
+        if checkpoint is not None:
+            kept = read_checkpoint(checkpoint).get(type(self.datamodule).__qualname__)  # where Lightning puts it
+            self.datamodule.check_training_set(kept or {})
 
     def _trained_alike(self, run: Run) -> Run | None:
         """The run beside `run`, which has no checkpoint, that differs only in what is chosen after training.
@@ -323,7 +358,7 @@ def prepare_arguments(command: str, args: list[str]) -> tuple[list[str], str | N
     given = _given(args)
     resolved = [_resolve_config(before, arg) for before, arg in zip(["", *args], args, strict=False)]
     configs = [find_config(name) for name in given.config]
-    if command in EVALUATIONS and not any(_names_task(config) for config in configs):
+    if command in EVALUATIONS and not any(kind_of(config) == "experiment" for config in configs):
         run = _named_run(given)
         if run is not None:
             # What the run itself started from is not what is to be evaluated.
@@ -345,16 +380,6 @@ def _resolve_config(before: str, arg: str) -> str:
     if arg.startswith("--config="):
         return f"--config={find_config(arg.removeprefix('--config='))}"
     return arg
-
-
-def _names_task(config: Path) -> bool:
-    """Whether the file says which task there is, as an experiment does and an overlay does not."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.YAMLError:
-        return True  # the parser says what is wrong with it
-    model = content.get("model") if isinstance(content, dict) else None
-    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
 def _starts_from_weights(config: Config) -> bool:
@@ -380,7 +405,7 @@ def _named_run(given: argparse.Namespace) -> Run | None:
     """
     if given.ckpt_path not in (None, "best", "last"):
         if not Path(given.ckpt_path).is_file():
-            raise MissingRunError(f"there is no checkpoint {given.ckpt_path}")
+            raise _missing(Path(given.ckpt_path))
         return Run.of_checkpoint(given.ckpt_path)
     if given.folder is None:
         return None
@@ -388,6 +413,11 @@ def _named_run(given: argparse.Namespace) -> Run | None:
     if not run.config_file.is_file():
         raise MissingRunError(f"{run} holds no run: train it first, with `convsuite fit`, or give --config")
     return run
+
+
+def _missing(checkpoint: Path) -> MissingRunError:
+    beside = ", ".join(sorted(file.name for file in checkpoint.parent.glob("*.ckpt")))
+    return MissingRunError(f"there is no checkpoint {checkpoint}{f'; beside it: {beside}' if beside else ''}")
 
 
 def _import_short_names() -> None:
@@ -399,6 +429,15 @@ def _import_short_names() -> None:
     callbacks = import_module("lightning_modules.callbacks")
     for module in pkgutil.iter_modules(callbacks.__path__):
         import_module(f"{callbacks.__name__}.{module.name}")
+
+
+def _check_accelerator(name: Any) -> None:
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if name in ("gpu", "cuda", "mps") and not has_gpu:
+        raise ValueError(
+            f"trainer.accelerator is {name}, but torch finds no GPU here: put --config trainer/cpu.yaml behind the "
+            "other configs (`convsuite doctor` shows what torch finds)"
+        )
 
 
 def _discard_unused(run: Run, existed: bool) -> None:

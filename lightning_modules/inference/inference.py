@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.inference.augmentation import Flip, resize
+from lightning_modules.inference.augmentation import REFLECTIONS, Flip, resize
 from lightning_modules.inference.tiling import Border, SlidingWindow, Spacing, Window, continued
 
 Network = Callable[[Tensor], Tensor]
@@ -38,12 +38,12 @@ class Inference:
     The protocol of the Stacked U-Nets paper on PASCAL VOC is, as the paper describes it::
 
         Inference(tile_size=512, overlap=1 / 3, window="uniform", flips=["horizontal"], merge_flips="sum_logits",
-                  scales=[0.5, 0.75, 1, 1.25], average="probabilities")
+                  scales=[0.5, 0.75, 1, 1.25], average="probabilities", padding="mean")
 
-    In the published code tiles start every 342 pixels (the last one ends with the image), smaller images lie in the
-    middle of a tile, and the scales are factors of images whose shorter side has 512 pixels: the same but for::
+    In the published code tiles start every 342 pixels (the last one ends with the image), and the scales are factors of
+    images whose shorter side has 512 pixels: the same but for::
 
-        overlap=0.332, spacing="fixed", padding="mean", shorter_side=512
+        overlap=0.332, spacing="fixed", shorter_side=512
 
     A network that pads nothing loses `margin` pixels at each border (`__call__` is told). Images are continued by that,
     see `border`, and where its grid does not fit them further at their ends, so that its logits cover them. Tiles are
@@ -147,10 +147,30 @@ class Inference:
             logits = cover(logits_of, images)
             return F.log_softmax(logits, dim=1) if self.average == "probabilities" else logits
         predict = partial(cover, partial(self._merged_views, logits_of))
-        mean = _sum(self._at_scale(predict, images, scale) for scale in self.scales) / len(self.scales)
+        mean = _mean((self._at_scale(predict, images, scale) for scale in self.scales), len(self.scales))
         if self.average == "logits":
             return mean
         return mean.clamp_(torch.finfo(mean.dtype).tiny, 1).log_()
+
+    def check(self, dimensions: int | None, fits: Fits | None = None) -> None:
+        """Refuse a network that cannot be shown what is to be shown, before the first image is.
+
+        Args:
+            dimensions: Spatial axes of its images; None: not known.
+            fits: As in `__call__`.
+
+        Raises:
+            ValueError: `tile_size` or `flips` are for another number of axes, or it can give no tiles of `tile_size`.
+        """
+        if dimensions == 2 and any(REFLECTIONS["depth"] in view.axes for view in self.views):
+            raise ValueError("flips: 'depth' is for volumes, and this network takes images: leave it out")
+        if self.tiles is None:
+            return
+        if dimensions is not None:
+            self.tiles.layouts_of(dimensions)
+        if fits is not None:
+            for layout in self.tiles.layouts:
+                _check_tile_size(layout.tile_size, fits)
 
     def _at_scale(self, predict: Network, images: Tensor, scale: float) -> Tensor:
         size = images.shape[2:]
@@ -175,14 +195,12 @@ class Inference:
     def _in_tiles(self, margin: int, fits: Fits | None, predict: Network, images: Tensor) -> Tensor:
         tiles = self.tiles
         assert tiles is not None
-        if fits is not None:
-            for layout in tiles.layouts:
-                _check_tile_size(layout.tile_size, fits)
+        self.check(images.ndim - 2, fits)
         border: Border = self.border if margin else "mirror"
         if self.padding == "mirror":
             return tiles(predict, images, margin, border)
         size = images.shape[2:]
-        missing = [max(layout.tile_size - n, 0) for n, layout in zip(size, tiles.layouts_of(images), strict=True)]
+        missing = [max(layout.tile_size - n, 0) for n, layout in zip(size, tiles.layouts_of(len(size)), strict=True)]
         borders = [border for m in reversed(missing) for border in (m // 2, m - m // 2)]  # of the last axis first
         maps = tiles(predict, F.pad(images, borders), margin, border)
         return maps[:, :, *(slice(m // 2, m // 2 + n) for n, m in zip(size, missing, strict=True))]
@@ -190,9 +208,9 @@ class Inference:
     def _merged_views(self, logits_of: Network, images: Tensor) -> Tensor:
         """Probabilities or logits of images or tiles, from all views of them."""
         if self.merge_flips == "average":
-            return _sum(map(self._averaged, self._logits_of_views(logits_of, images))) / len(self.views)
-        total = _sum(self._logits_of_views(logits_of, images))
-        return self._averaged(total if self.merge_flips == "sum_logits" else total / len(self.views))
+            return _mean(map(self._averaged, self._logits_of_views(logits_of, images)), len(self.views))
+        logits = self._logits_of_views(logits_of, images)
+        return self._averaged(_sum(logits) if self.merge_flips == "sum_logits" else _mean(logits, len(self.views)))
 
     def _logits_of_views(self, logits_of: Network, images: Tensor) -> Iterator[Tensor]:
         for view in self.views:
@@ -236,6 +254,12 @@ def _check_tile_size(side: int, fits: Fits) -> None:
 
 def _sum(maps: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, maps)
+
+
+def _mean(maps: Iterable[Tensor], count: int) -> Tensor:
+    """The mean of `count` maps; of one that map itself, since a copy of a volume's would take as much again."""
+    total = _sum(maps)
+    return total if count == 1 else total.div_(count)
 
 
 def _sides(images: Tensor) -> str:

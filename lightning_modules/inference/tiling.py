@@ -130,19 +130,22 @@ class SlidingWindow:
         assert result is not None, "images hold no image"
         return result
 
-    def layouts_of(self, images: Tensor) -> list[Layout]:
-        """How tiles lie along each axis of images (N, C, *size)."""
-        size = images.shape[2:]
-        layouts = self.layouts * len(size) if len(self.layouts) == 1 else self.layouts
-        if len(layouts) != len(size):
+    def layouts_of(self, axes: int) -> list[Layout]:
+        """How tiles lie along each of so many axes.
+
+        Raises:
+            ValueError: `tile_size` has another number of axes.
+        """
+        layouts = self.layouts * axes if len(self.layouts) == 1 else self.layouts
+        if len(layouts) != axes:
             raise ValueError(
-                f"tile_size has {len(layouts)} numbers and the images have {len(size)} axes "
-                f"({'x'.join(map(str, size))}): give one number for each axis, or one for all"
+                f"tile_size has {len(layouts)} numbers and the images have {axes} axes: give one number for each axis, "
+                "or one for all"
             )
         return layouts
 
     def _axes(self, images: Tensor) -> list[TiledAxis]:
-        sizes = zip(images.shape[2:], self.layouts_of(images), strict=True)
+        sizes = zip(images.shape[2:], self.layouts_of(images.ndim - 2), strict=True)
         return [tile_axis(n, layout, self.window, images.device) for n, layout in sizes]
 
 

@@ -162,8 +162,8 @@ class SUNet(nn.Module):
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(
                 f"this network halves an image {self.output_stride.bit_length() - 1} times and takes images of "
-                f"{self.smallest} pixels a side or more, got {x.shape[2]}x{x.shape[3]}: enlarge the images "
-                "(data.image_size), or choose a smaller output_stride, or the stem 'small'"
+                f"{self.smallest} pixels a side or more, got {x.shape[2]}x{x.shape[3]}: use larger images "
+                "or crops, a smaller output_stride, or the stem 'small'"
             )
         x = self.residual(self.stem(x))
         for index, (block, dilation) in enumerate(zip(self.blocks, self.dilations, strict=True)):

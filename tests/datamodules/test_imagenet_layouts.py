@@ -103,6 +103,15 @@ def test_nothing_to_be_found_lists_what_was_looked_for(tmp_path):
         listed(tmp_path, layout="folders")
 
 
+def test_a_root_that_is_the_data_set_itself(tmp_path):
+    folder = write_class_tree(tmp_path / "fruit", ("apple", "pear"), train=1, val=1)
+    with pytest.raises(
+        FileNotFoundError, match=r"in .*fruit: .* It holds a train/ itself: set --data\.folder \. if it is"
+    ):
+        listed(folder)
+    assert listed(folder, ".").classes == ("apple", "pear")
+
+
 # Classes
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules.image_folder import DamagedFileError
 from datamodules.sbd import read_sbd_mask
-from datamodules.voc import PascalVOCDataModule
+from datamodules.voc import PascalVOCDataModule, read_voc_mask, voc_colour
 from tests.helpers.data import write_image_folder
 from tests.helpers.photos import (
     VOID,
@@ -256,6 +256,10 @@ def damage_mode(photo: Path, mask: Path) -> None:
     Image.open(mask).convert("RGB").save(mask)
 
 
+def damage_palette(photo: Path, mask: Path) -> None:
+    Image.open(mask).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(mask)
+
+
 def damage_size(photo: Path, mask: Path) -> None:
     write_palette(mask, voc_mask(mask.stem)[1:])
 
@@ -269,6 +273,7 @@ def truncate_photo(photo: Path, mask: Path) -> None:
     [
         (damage_value, r"2008_000000\.png holds the value 21 at row 4, column 5, which is no class: .*0 to 20, 255"),
         (damage_mode, r"2008_000000\.png is a colour image \(mode RGB\)"),
+        (damage_palette, r"2008_000000\.png shows the value \d+ in the colour .*, where VOC has .*Fetch the original"),
         (damage_size, r"2008_000000\.jpg has 30x36 pixels \(height x width\), its mask .*2008_000000\.png 29x36"),
         (truncate_photo, r"Cannot read the image .*2008_000000\.jpg"),
     ],
@@ -278,6 +283,24 @@ def test_damaged_files_are_named(tmp_path, damage, message):
     damage(home / "JPEGImages" / "2008_000000.jpg", home / "SegmentationClass" / "2008_000000.png")
     with pytest.raises(DamagedFileError, match=message):
         list(opened(tmp_path).val_dataloader())
+
+
+def test_masks_may_be_grey_in_any_mode(tmp_path):
+    mask = voc_mask("2008_000000")
+    grey = Image.fromarray(mask)
+    for number, image in enumerate((grey, grey.convert("P"))):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        assert read_voc_mask(path).tolist() == mask.tolist()
+    assert {value: voc_colour(value) for value in (0, 1, 4, 8, 20, 21, 255)} == {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        4: (0, 0, 128),
+        8: (64, 0, 0),
+        20: (0, 64, 128),
+        21: (128, 64, 128),
+        255: (224, 224, 192),
+    }
 
 
 def test_damaged_masks_of_sbd_are_named(tmp_path):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.coco_masks import VOC_NUMBERS
+from lightning_modules.overlays import voc_colour_map
 
 VOID = 255
 
@@ -40,7 +41,7 @@ def write_palette(path: Path, mask: NDArray[np.uint8]) -> None:
     """A mask as VOC has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
-    image.putpalette(colours().tobytes())
+    image.putpalette(voc_colour_map().tobytes())
     image.save(path)
 
 

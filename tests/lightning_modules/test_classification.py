@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules import ClassificationTask
 from lightning_modules.base import NonFiniteLossError
+from lightning_modules.classification import MAX_LISTED
 from lightning_modules.schedules import CosineDecay, StepDecay
 from models.convs import geometry_parameters
 from models.names import UnknownNameError
@@ -87,6 +88,13 @@ def test_top5_only_where_it_makes_sense(tmp_path):
     (many,) = trainer(tmp_path).test(task(num_classes=8), loader(classes=8), verbose=False)
     assert "test/accuracy_top5" not in few
     assert many["test/accuracy"] <= many["test/accuracy_top5"] <= 1
+
+
+def test_each_class_is_a_metric_where_they_are_few(tmp_path):
+    many = task(num_classes=MAX_LISTED + 1)
+    (result,) = trainer(tmp_path).test(many, loader(classes=8), verbose=False)
+    assert set(result) == {"test/loss", "test/accuracy", "test/accuracy_top5"}
+    assert many.confusion["test"].shape == (61, 61)
 
 
 def test_predict_gives_probabilities_by_file(tmp_path):
@@ -179,6 +187,15 @@ def test_checkpoints_hold_plain_data_and_load_through_any_class(tmp_path):
 def test_another_networks_checkpoint_is_named():
     with pytest.raises(ValueError, match="belongs to another network than model='fashion_cnn' with conv='standard'"):
         task(conv="standard").load_state_dict(task().state_dict())
+
+
+def test_a_checkpoint_of_other_classes_says_so():
+    message = r"is for 4 classes, and here there are 3; .* model\.init_from and init_skip: \[fc\.\*\]"
+    with pytest.raises(ValueError, match=message):
+        task(conv="standard").load_state_dict(task(conv="standard", num_classes=4).state_dict())
+    wider = task(conv="standard", num_classes=4, model_options={"widths": [4, 4, 8, 9]})
+    with pytest.raises(ValueError, match="belongs to another network"):
+        task(conv="standard").load_state_dict(wider.state_dict())
 
 
 def test_compiled_and_plain_checkpoints_interchange():

@@ -195,7 +195,7 @@ def test_pretrained_weights_are_evaluated_without_any_training():
         (
             ["--model.init_from=flips.yaml", "--model.init_skip=['*']"],
             MissingRunError,
-            "init_skip leaves layers at a random start",
+            "or set init_skip to null if the file holds them",
         ),
         (["--model.init_from=flips.yaml", "--ckpt_path=last"], MissingRunError, "holds no checkpoint: train first"),
     ],

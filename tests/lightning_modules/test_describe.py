@@ -8,15 +8,16 @@ from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.patch_sampling import PatchCutter
 from lightning_modules.cli import main
 from lightning_modules.commands.describe import Extras, describe, layer_type
 from models import create_model
 from models.memory import measure_memory
 
 
-def described(network, input_size, width=160, **extras):
+def described(network, input_size, width=160, cutter=None, **extras):
     console = Console(file=io.StringIO(), width=width)
-    describe(network, input_size, console, Extras(**extras))
+    describe(network, input_size, console, Extras(**extras), cutter)
     return console.file.getvalue()
 
 
@@ -154,20 +155,64 @@ def test_a_padded_network_needs_no_more_than_its_patch():
     assert "output patch" not in rows_of(described(small_unet(), (1, 1, 24, 24)))
 
 
-@pytest.mark.parametrize("side", [40, 32, 31])
-def test_a_valid_network_says_the_input_that_it_needs(side):
-    """Of an input that it takes, or of the output patch nearest to what it is given."""
+def needed(patch):
+    near = ", ".join(str(patch + change) for change in (-4, -2, 2, 4))
+    return f"{patch}×{patch} needs an input of {patch + 8}×{patch + 8}, 4 more at each border; near it fit {near}"
+
+
+@pytest.mark.parametrize(("side", "patch"), [(40, 32), (32, 24), (31, 22)])
+def test_a_valid_network_says_the_input_that_it_needs(side, patch):
+    """Of the input that it is given, or of the nearest one that it takes."""
     network = small_unet(padding="valid")
     assert network.margin == 4
     rows = rows_of(described(network, (1, 1, side, side)))
-    patch = side - 8 if network.fits(side - 8) else 30
     assert rows["network"] == [f"UNet, input 1×1×{patch + 8}×{patch + 8}"]
-    near = ", ".join(str(patch + change) for change in (-4, -2, 2, 4))
-    said = f"{patch}×{patch} needs an input of {patch + 8}×{patch + 8}, 4 more at each border; near it fit {near}"
-    assert rows["output patch"] == [said]
+    assert rows["output patch"] == [needed(patch)]
+    assert "data.context" not in rows
+
+
+@pytest.mark.parametrize(("patch", "nearest"), [(32, 32), (33, 32)])
+@pytest.mark.parametrize("context", [0, 4, 5])
+def test_the_patch_of_the_data_is_described_whatever_their_context(patch, nearest, context):
+    side = patch + 2 * context
+    cutter = PatchCutter((patch, patch), context)
+    rows = rows_of(described(small_unet(padding="valid"), (1, 1, side, side), cutter=cutter))
+    unfit = "33×33 (data.patch_size) does not fit its grid; " if patch == 33 else ""
+    assert rows["output patch"] == [unfit + needed(nearest)]
+    assert rows["network"] == ["UNet, input 1×1×40×40"]
+    assert ("data.context" in rows) == (context != 4)
+    if context != 4:
+        assert rows["data.context"] == [f"{context} is not the network's margin: set it to 4"]
+
+
+def test_a_padded_network_is_described_on_patch_and_context():
+    rows = rows_of(described(small_unet(), (1, 1, 34, 34), cutter=PatchCutter((32, 32), 1)))
+    assert rows["network"] == ["UNet, input 1×1×34×34"]
+    assert "data.context" not in rows
+
+
+def test_a_layer_that_runs_several_times_stands_in_each_of_its_places():
+    network = create_model("fashion_cnn", in_channels=1, num_classes=10)
+    lines = [line.split() for line in described(network, (1, 1, 28, 28)).splitlines()]
+    layers = [cells for cells in lines if cells and cells[0] in ("conv1", "conv2", "pool")]
+    assert [cells[0] for cells in layers] == ["conv1", "pool", "conv2", "pool", "pool"]
+    assert [cells[-4] for cells in layers if cells[0] == "pool"] == ["32×14×14", "64×7×7", "128×3×3"]
+
+
+def test_a_network_that_takes_slices_in_several_passes_says_so():
+    network = create_model("slice_wise", network="unet", network_options={"widths": [2, 4]}, batch_size=3)
+    rows = rows_of(described(network, (1, 1, 8, 8, 7)))
+    assert rows["network.classifier"][0] == "Conv2d (kernel_size=1), 3 calls"
+
+
+def test_numbers_and_names_stay_in_one_piece_in_a_narrow_terminal():
+    wide, narrow = (described(small_unet(dimensions=3), (1, 1, 320, 320, 320), width) for width in (160, 60))
+    pieces = {cell for cell in wide.split() if "=" not in cell and "─" not in cell}
+    assert pieces <= set(narrow.split())
 
 
 def test_the_effective_field_is_measured_where_asked_for():
+    torch.manual_seed(0)  # of so few rectified maps all may be dead
     network = create_model("deepmedic", scales=(1,), widths=(2, 2), classifier_widths=(2,))
     assert "effective field" not in rows_of(described(network, (1, 1, 16, 16)))
     (said,) = rows_of(described(network, (1, 1, 16, 16), effective_field=2))["effective field"]
@@ -227,3 +272,19 @@ def test_extras_are_options_of_the_command(tmp_path, capsys):
     assert "bfloat16 autocast" in out
     assert "64×64" in out
     assert plot.is_file()
+
+
+def test_the_command_describes_the_patch_of_the_data(capsys):
+    network = "{dimensions: 3, widths: [2, 4], kernel_size: 3, padding: valid}"
+    options = ["--model.model_options", network, "--data.patch_size", "33", "--data.context", "10"]
+    assert main(["describe", "--config", "medical/folder.yaml", *options]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["output patch"][0].startswith("33×33×33 (data.patch_size) does not fit its grid; 32×32×32 needs an")
+    assert rows["data.context"] == ["10 is not the network's margin: set it to 8"]
+
+
+def test_octave_convolutions_are_one_key_of_own_volumes(capsys):
+    assert main(["describe", "--config", "medical/folder.yaml", "--model.conv", "octave"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) > 80, "a log is no narrow terminal"
+    assert any("OctaveConv3d (kernel_size=3, alpha_in=0.5, alpha_out=0.5)" in line for line in lines)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_modules.callbacks.exact_resume import ExactResume
 from lightning_modules.callbacks.subject_table import SubjectTable
+from lightning_modules.cli import main
 from lightning_modules.inference import Inference
 from lightning_modules.losses.segmentation import dice
 from lightning_modules.metrics.confusion import segmentation_measures
@@ -114,6 +115,15 @@ def test_binary_is_two_classes_through_one_logit(tmp_path):
     assert result["test/pixel_accuracy"] == pytest.approx(((x > 0) == truth).float().mean().item())
     assert set(seen) == {2}
     tiny_trainer(tmp_path, max_epochs=1).fit(tiny_segmentation(binary=True), datamodule=data)
+
+
+def test_an_image_that_the_network_refuses_is_named(tmp_path):
+    tiny = {"filters": 4, "block_depths": [1, 1, 1, 1], "block_widths": [8, 8, 8, 8]}
+    task = SegmentationTask("sunet_64", model_options=tiny, num_classes=2)
+    with pytest.raises(ValueError, match=r"images/2000\.png, .*: this network halves .* got 16x16"):
+        tiny_trainer(tmp_path).test(task, datamodule=TinyMasks(), verbose=False)
+    with pytest.raises(ValueError, match=r"^images/2000\.png: this network halves .* 29 pixels .* got 24x32"):
+        tiny_trainer(tmp_path).predict(task, datamodule=TinyMasks(native_size=True))
 
 
 def test_inference_serves_evaluation_and_not_training(tmp_path):
@@ -256,6 +266,42 @@ def test_tiles_off_the_networks_grid_are_refused():
         tiny_segmentation(inference=Inference(tile_size=16))
     with pytest.raises(ValueError, match="Set align: 4"):
         tiny_segmentation(inference=Inference(tile_size=16, align=2), conv="octave")
+
+
+@pytest.mark.parametrize(
+    ("padding", "options", "message"),
+    [
+        ("valid", {"tile_size": 7}, "no tile of tile_size 7 along an axis: the nearest are 6 or 8"),
+        ("same", {"tile_size": [8, 8]}, "tile_size has 2 numbers and the images have 3 axes"),
+        ("mirror", {"tile_size": [8, 8, 4]}, r"inference\.tile_size 8x8x4: this UNet .* mirrors 4 voxels"),
+    ],
+)
+def test_tiles_that_the_network_cannot_give_are_refused(padding, options, message):
+    with pytest.raises(ValueError, match=message):
+        volume_task(padding, inference=Inference(align=2, **options))
+
+
+def test_tiles_without_statistics_are_refused():
+    network = {"dimensions": 3, "widths": [2, 4], "kernel_size": 3, "norm": "instance"}
+    with pytest.raises(ValueError, match=r"inference\.tile_size 2x2x2: .* a side of 5 or more, since instance norm"):
+        tiny_segmentation(model_options=network, inference=Inference(tile_size=2, overlap=0, align=2))
+
+
+def test_flips_of_the_depth_of_images_are_refused():
+    with pytest.raises(ValueError, match="'depth' is for volumes, and this network takes images"):
+        tiny_segmentation(inference=Inference(flips=["horizontal", "horizontal+depth"]))
+    assert volume_task(inference=Inference(flips=["depth"])).inference.tiles is None
+
+
+def test_slices_are_patches_of_any_depth():
+    network = {"widths": [2, 4], "kernel_size": 3, "convs_per_level": 1, "norm": "none", "padding": "valid"}
+    options = {"network": "unet", "network_options": network}
+    task = SegmentationTask("slice_wise", options, in_channels=2, num_classes=3)
+    task.check_data(TinyPatches(patch_size=[6, 8, 5], context=4))
+    with pytest.raises(ValueError, match=r"data\.patch_size 6x7x5: .* gives no output of 7 a side"):
+        task.check_data(TinyPatches(patch_size=[6, 7, 5], context=4))
+    with pytest.raises(ValueError, match=r"data\.patch_size has 2 axes, and model 'slice_wise' takes images of 3"):
+        task.check_data(TinyPatches(sizes=[(12, 10)], context=4))
 
 
 def test_many_classes(tmp_path):
@@ -422,9 +468,34 @@ def test_padded_and_unpadded_networks_have_one_training_loss():
 
 @pytest.mark.parametrize("context", [0, 3, 5])
 def test_context_must_be_the_margin_of_a_network_that_does_not_pad(tmp_path, context):
-    message = rf"'unet' does not pad: .* by 4 pixels .* show {context} beyond masks .* Set data\.context to 4"
-    with pytest.raises(ValueError, match=message):
-        tiny_trainer(tmp_path).fit(volume_task("valid"), datamodule=TinyPatches(context=context))
+    message = r"'unet' does not pad: .* by 4 pixels .* and {}\. Set data\.context to 4"
+    data = TinyPatches(context=context)
+    with pytest.raises(ValueError, match=message.format(f"data\\.context is {context}")):
+        tiny_trainer(tmp_path).fit(volume_task("valid"), datamodule=data)
+    batch = next(iter(data.train_dataloader()))
+    with pytest.raises(ValueError, match=message.format(f"images .* show {context} beyond masks .*")):
+        volume_task("valid").training_step(batch, 0)
+
+
+@pytest.mark.parametrize(("padding", "side", "message"), [("valid", 5, "5 a side"), ("mirror", 4, "mirrors 4 voxels")])
+def test_patches_that_the_network_cannot_take_are_refused(tmp_path, padding, side, message):
+    data = TinyPatches(patch_size=side, context=VALID_MARGIN if padding == "valid" else 0)
+    with pytest.raises(ValueError, match=rf"data\.patch_size {side}x{side}x{side}: this UNet .*{message}"):
+        tiny_trainer(tmp_path).fit(volume_task(padding), datamodule=data)
+
+
+def test_the_command_line_refuses_patches_before_it_looks_for_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = "{dimensions: 3, widths: [2, 4], kernel_size: 3, padding: valid}"
+    options = ["--model.model_options", network, "--data.root", str(tmp_path / "none"), "--data.patch_size", "32"]
+    with pytest.raises(ValueError, match=r"data\.context is 0\. Set data\.context to 8"):
+        main(["fit", "--config", "medical/folder.yaml", *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_data_have_no_patches_to_be_checked():
+    volume_task("valid").check_data(TinyMasks())
+    volume_task("valid").check_data(None)
 
 
 @pytest.mark.parametrize("mask", [(2, 8, 8, 6), (2, 9, 9, 9), (2, 7, 7, 7), (1, 8, 8, 8), (2, 8, 8)])

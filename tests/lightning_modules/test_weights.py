@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -121,6 +122,10 @@ class Arbitrary:
         (b"", "truncated, damaged or no file of weights"),
         (b"no pickle at all", "no file of weights"),
         ({"state_dict": Arbitrary()}, "no file of weights, or holds more than tensors and plain data"),
+        (
+            {"state_dict": {}, "best": np.float64(71.5)},
+            r"save what is wanted of it anew: torch.save\(torch.load\('a.pth'",
+        ),
         ({"state_dict": {}}, "holds no state dict"),
         ({"epoch": 3}, "holds no state dict"),
         (torch.ones(3), "holds no state dict"),

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import create_model
 from models.analysis import analyse, latency
 from models.convs import build_variant
 
@@ -254,14 +255,23 @@ def test_layers_that_are_shared_unused_or_no_leaf():
     network = Shared()
     network.conv.requires_grad_(False)
     analysis = analyse(network, (1, 2, 4, 4))
-    layers = {layer.name: layer for layer in analysis.layers}
-    assert list(layers) == ["", "conv", "head", "tied", "unused"]
-    assert layers["conv"].macs == 2 * 16 * 2 * 2 * 9
-    assert layers["conv"].receptive_field == (5, 5)
-    assert layers["unused"].output_shapes == ()
-    assert [layer.parameters for layer in layers.values()] == [1, 38, 4, 0, 16]
+    layers = analysis.layers
+    assert [layer.name for layer in layers] == ["", "conv", "conv", "head", "tied", "unused"]
+    assert [layer.macs for layer in layers[1:3]] == [16 * 2 * 2 * 9] * 2
+    assert [layer.receptive_field for layer in layers[1:3]] == [(3, 3), (5, 5)]
+    assert layers[-1].output_shapes == ()
+    assert [layer.parameters for layer in layers] == [1, 38, 0, 4, 0, 16]
+    assert [layer.calls for layer in layers] == [1, 1, 1, 1, 1, 0]
     assert analysis.parameters == 59
     assert analysis.trainable_parameters == 59 - 38
+
+
+def test_calls_that_differ_in_nothing_but_the_batch_are_one_layer():
+    network = create_model("slice_wise", network="unet", network_options={"widths": [2, 4]}, batch_size=3)
+    analysis = analyse(network, (1, 1, 8, 8, 7))
+    assert {layer.calls for layer in analysis.layers} == {3}  # slices 0 to 2, 3 to 5, and 6
+    assert len({layer.name for layer in analysis.layers}) == len(analysis.layers)
+    assert sum(layer.macs for layer in analysis.layers) == analysis.macs
 
 
 def state_of(network):

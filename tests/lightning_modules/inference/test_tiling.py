@@ -204,5 +204,5 @@ def test_impossible_options_are_named(options, message):
 
 
 def test_tile_size_for_other_axes_is_named():
-    with pytest.raises(ValueError, match=r"tile_size has 3 numbers and the images have 2 axes \(20x20\)"):
+    with pytest.raises(ValueError, match="tile_size has 3 numbers and the images have 2 axes: give one"):
         SlidingWindow((8, 8, 8))(lambda tiles: tiles, torch.zeros(1, 1, 20, 20))
