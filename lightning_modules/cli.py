@@ -41,7 +41,7 @@ commands:
 examples:
   convsuite fit_test --config gaussian/fashion_mnist.yaml --data.train_size 1000
   convsuite fit_test --config gaussian/fashion_mnist.yaml --config gaussian/layers/ours.yaml --seed_everything 1
-  convsuite predict --ckpt_path runs/fashion_mnist/<id>/checkpoints/best.ckpt --data.predict_root photos
+  convsuite predict --ckpt_path runs/fashion_mnist/<id>/checkpoints/last.ckpt --data.predict_root photos
 
 exit codes: 0 done, 1 an error, 2 wrong usage, 130 stopped with Ctrl-C, 143 stopped with SIGTERM.
 CONVSUITE_TRACEBACK=1 in the environment shows where an error comes from.

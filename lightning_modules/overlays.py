@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ _FILL = 0.25  # opacity of the inside of a class; its contour is opaque
 _GREY_LEVELS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 _PALE = 0.65  # share of white in the image beneath mistakes
 _RIGHT_FILL, _IGNORED_FILL = 0.4, 0.5
+_MID_GREY = 128  # the image beneath the swatches of the legend
 
 _TITLES = ("Truth", "Prediction", "Errors")
 _RIGHT = "{:.1f} % of pixels right"
@@ -128,8 +129,12 @@ def paint_errors(
     colour = np.full((*truth.shape, 3), IGNORED, np.uint8)
     for where, its_colour in ((right, RIGHT), (wrong, WRONG), (missed, MISSED)):
         colour[where] = its_colour
-    pale = 255 - (1 - _PALE) * (255 - image @ np.array(_GREY_LEVELS))
+    pale = _paled(image @ np.array(_GREY_LEVELS))
     return _blend(pale[..., None], colour, np.select([wrong, right, ignored], [1.0, _RIGHT_FILL, _IGNORED_FILL]))
+
+
+def _paled(grey: np.ndarray) -> np.ndarray:
+    return 255 - (1 - _PALE) * (255 - grey)
 
 
 def _blend(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> np.ndarray:
@@ -176,9 +181,9 @@ def draw_overlays(
             draw.text((lefts[-1], top + _LINE // 2), text, _FAINT, font, anchor="lm")
         for panel, left in zip(_panels(image, names, ignore_index), lefts, strict=True):
             picture.paste(Image.fromarray(panel), (left, top + _LINE))
-    for (name, colour), (left, line) in zip(legend.items(), places, strict=True):
+    for (name, swatch), (left, line) in zip(legend.items(), places, strict=True):
         middle = tops[-1] + line + _MARGIN + _LINE // 2
-        draw.rectangle((left, middle - _SWATCH // 2, left + _SWATCH - 1, middle + _SWATCH // 2 - 1), colour)
+        picture.paste(Image.fromarray(swatch), (left, middle - _SWATCH // 2))
         draw.text((left + _SWATCH + _GAP, middle), name, _INK, font, anchor="lm")
     return np.asarray(picture)
 
@@ -208,21 +213,36 @@ def _background(names: Sequence[str]) -> int | None:
     return 0 if names[0] in ("background", "0") else None
 
 
-def _legend(images: Sequence[SegmentedImage], names: Sequence[str], ignore_index: int) -> dict[str, Colour]:
-    """The classes that are to be seen, and the mistakes, with their colours."""
+def _legend(images: Sequence[SegmentedImage], names: Sequence[str], ignore_index: int) -> dict[str, np.ndarray]:
+    """The classes that are to be seen, and the mistakes, each with its swatch, uint8 (_SWATCH, _SWATCH, 3)."""
     shown = set().union(*(np.unique(mask).tolist() for image in images for mask in (image.truth, image.prediction)))
-    colours = overlay_colours(len(names)).tolist()
-    legend = {names[number]: tuple(colours[number]) for number in sorted(shown - {ignore_index, _background(names)})}
+    colours = overlay_colours(len(names))
+    painted = sorted(shown - {ignore_index, _background(names)})
     errors = error_colours(len(names))
     if ignore_index not in shown:
         del errors["ignored"]
-    return legend | errors
+    return {names[number]: _class_swatch(colours[number]) for number in painted} | {
+        name: _error_swatch(colour) for name, colour in errors.items()
+    }
 
 
-def _legend_places(legend: Mapping[str, Colour], font: FreeTypeFont | ImageFont, width: int) -> list[tuple[int, int]]:
+def _class_swatch(colour: np.ndarray) -> np.ndarray:
+    """A class as it is painted on a mid-grey image: a translucent square in its opaque contour."""
+    mask = np.pad(np.ones((_SWATCH, _SWATCH), np.uint8), 1)
+    grey = np.full((*mask.shape, 3), _MID_GREY, np.uint8)
+    return paint_classes(grey, mask, np.stack([colour, colour]))[1:-1, 1:-1]
+
+
+def _error_swatch(colour: Colour) -> np.ndarray:
+    """A kind of mistake as it is painted on a mid-grey image, which is pale beneath it."""
+    opacity = np.full((_SWATCH, _SWATCH), {RIGHT: _RIGHT_FILL, IGNORED: _IGNORED_FILL}.get(colour, 1.0))
+    return _blend(_paled(np.full((_SWATCH, _SWATCH, 1), _MID_GREY)), np.array(colour), opacity)
+
+
+def _legend_places(names: Iterable[str], font: FreeTypeFont | ImageFont, width: int) -> list[tuple[int, int]]:
     """Where the swatches of a legend go, (left, top) in pixels; lines are full at `width`."""
     places, left, top = [], _MARGIN, 0
-    for name in legend:
+    for name in names:
         taken = _SWATCH + _GAP + round(font.getlength(name))
         if left > _MARGIN and left + taken > width - _MARGIN:
             left, top = _MARGIN, top + _LINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One image that was taken for another class; `image` (C, H, W) is as the network saw it."""
+    """One image that was taken for another class; `image` (C, H, W) is as the network saw it.
 
-    probability: float
+    `doubt` is 1 minus the probability of the prediction.
+    """
+
+    doubt: float
     index: int
     label: int
     prediction: int
@@ -32,9 +36,10 @@ class Mistake:
 class WorstMistakes(Callback):
     """Draws `worst_mistakes.png`: the mistakes of a test with the highest probability for the wrong class.
 
-    Keeps no more than `count` images, on the device. Mistakes of equal probability come in the order of the data, so
-    that any number of processes draws the same picture. Reads "probabilities", "label" and "index" from what
-    `test_step` returns, and `denormalise` from the data module.
+    Keeps no more than `count` images, on the device. They are ranked by the sum of the other classes' probabilities,
+    because the highest ones all round to 1 in float32. Mistakes of equal rank come in the order of the data, so that
+    any number of processes draws the same picture. Reads "probabilities", "label" and "index" from what `test_step`
+    returns, and `denormalise` from the data module.
 
     Args:
         count: How many mistakes to draw.
@@ -60,12 +65,14 @@ class WorstMistakes(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.num_classes = outputs["probabilities"].shape[1]
-        probability, prediction = outputs["probabilities"].max(1)
+        probabilities = outputs["probabilities"]
+        self.num_classes = probabilities.shape[1]
+        prediction = probabilities.argmax(1)
         wrong = prediction != outputs["label"]
+        doubt = probabilities.scatter(1, prediction[:, None], 0.0).sum(1)
         # Right answers sink to the end. Dropping them would mean to wait for the device, for their number.
         candidates = {
-            "probability": probability.where(wrong, -1.0),
+            "doubt": doubt.where(wrong, torch.inf),
             "index": outputs["index"],
             "label": outputs["label"],
             "prediction": prediction,
@@ -80,7 +87,7 @@ class WorstMistakes(Callback):
         held = {name: value.cpu() for name, value in self.worst.items()}
         self.worst = {}
         mistakes = [mistake for part in gather_on_first(_as_mistakes(held)) for mistake in part]
-        mistakes.sort(key=lambda mistake: (-mistake.probability, mistake.index))
+        mistakes.sort(key=lambda mistake: (mistake.doubt, mistake.index))
         if not mistakes or not is_writing(trainer):
             return
         with drawing("worst_mistakes"):
@@ -90,19 +97,19 @@ class WorstMistakes(Callback):
             save_picture(trainer, "worst_mistakes", draw_mistakes(images, mistakes, names))
 
     def _pick(self, candidates: dict[str, Tensor]) -> dict[str, Tensor]:
-        order = candidates["probability"].sort(descending=True, stable=True).indices[: self.count]
+        order = candidates["doubt"].sort(stable=True).indices[: self.count]
         return {name: value[order] for name, value in candidates.items()}
 
 
 def _as_mistakes(held: dict[str, Tensor]) -> list[Mistake]:
     if not held:
         return []
-    numbers = {name: held[name].tolist() for name in ("probability", "index", "label", "prediction")}
+    numbers = {name: held[name].tolist() for name in ("doubt", "index", "label", "prediction")}
     return [
         # A clone, for a row of a batch would drag the whole batch along when it is pickled.
         Mistake(**{name: values[i] for name, values in numbers.items()}, image=held["image"][i].clone())
         for i in range(len(held["image"]))
-        if numbers["probability"][i] >= 0
+        if numbers["doubt"][i] < math.inf
     ]
 
 
@@ -122,9 +129,14 @@ def draw_mistakes(images: Tensor, mistakes: Sequence[Mistake], names: Sequence[s
     for axes, image, mistake in zip(grid, pixels, mistakes, strict=False):
         axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
         true, predicted = _shortened(names[mistake.label]), _shortened(names[mistake.prediction])
-        percent = min(100 * mistake.probability, 99.99)
-        axes.set_title(f"{true}\n→ {predicted}\n{percent:.2f} %, #{mistake.index}", fontsize=6.5)
+        axes.set_title(f"{true}\n→ {predicted}\n{_probability(mistake.doubt)}, #{mistake.index}", fontsize=6.5)
     return figure
+
+
+def _probability(doubt: float) -> str:
+    """1 - `doubt` in percent, or written out where that would read 100.00 %."""
+    percent = f"{100 * (1 - doubt):.2f}"
+    return f"1 − {doubt:.1e}" if percent == "100.00" else f"{percent} %"
 
 
 def _shortened(name: str, length: int = 18) -> str:

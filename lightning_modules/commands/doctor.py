@@ -14,6 +14,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from datamodules.folders import data_folder
 from lightning_modules.commands.config_files import packaged_configs
 
 if TYPE_CHECKING:
@@ -21,7 +22,37 @@ if TYPE_CHECKING:
 
 # Uploads to the package index that stole credentials.
 COMPROMISED = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", "2.6.3"}}
-DATA_FOLDERS = {"FashionMNIST": "FashionMNISTDataModule"}
+# Data module: patterns of the folders by which it knows its data, below the root; none: it needs no files. A copy of
+# what the modules say, since importing them is slow, and may be what does not work.
+DATA_FOLDERS: dict[str, tuple[str, ...]] = {
+    "BraTSDataModule": ("*[Bb][Rr][Aa][Tt][Ss]*",),
+    "CatsDogsDataModule": (
+        "cats_dogs",
+        "cats_and_dogs",
+        "dogs-vs-cats*",
+        "dogs_vs_cats",
+        "kagglecatsanddogs_*",
+        "PetImages",
+    ),
+    "COCODataModule": ("coco", "COCO", "annotations"),
+    "CelebADataModule": ("celeba",),
+    "CityscapesDataModule": ("cityscapes", "Cityscapes", "leftImg8bit"),
+    "DigitsDataModule": (),
+    "FashionMNISTDataModule": ("FashionMNIST",),
+    "ImageNetDataModule": ("ILSVRC2012", "imagenet*", "ImageNet", "ILSVRC", "tiny-imagenet-200"),
+    "NucleiDataModule": (
+        "monuseg",
+        "MoNuSeg*",
+        "TNBC_NucleiSegmentation",
+        "Slide_*",
+        "dsb2018",
+        "data-science-bowl-2018",
+        "stage1_train",
+    ),
+    "PascalVOCDataModule": ("VOCdevkit/VOC2012",),
+    "ToyLesionDataModule": (),
+    "VolumeFolderDataModule": ("*/imagesTr",),
+}
 LITTLE_DISK = 2 * 1024**3
 
 
@@ -132,17 +163,23 @@ def check_configs() -> Iterator[Finding]:
 
 
 def check_data() -> Iterator[Finding]:
-    root = Path(os.environ.get("CONVSUITE_DATA") or "data")
+    """Which data sets have a folder; what is in it is not read."""
+    root = Path(data_folder(None))
     named = "$CONVSUITE_DATA" if os.environ.get("CONVSUITE_DATA") else "default"
-    found = [f"{folder} ({data})" for folder, data in DATA_FOLDERS.items() if (root / folder).is_dir()]
-    if found:
-        yield Finding("ok", f"data in {root} ({named}): {', '.join(found)}")
-        return
-    yield Finding(
-        "note",
-        f"no data in {root} ({named}); DigitsDataModule needs none",
-        "set CONVSUITE_DATA, or --data.root, to the folder that holds them; Fashion-MNIST is downloaded into it",
-    )
+    found = {
+        data: sorted({path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern)})
+        for data, patterns in DATA_FOLDERS.items()
+    }
+    if any(found.values()):
+        yield Finding("ok", f"data in {root} ({named})")
+    else:
+        mend = "set CONVSUITE_DATA, or --data.root, to the folder that holds them; Fashion-MNIST is downloaded into it"
+        yield Finding("note", f"no data in {root} ({named})", mend)
+    for data, patterns in DATA_FOLDERS.items():
+        if found[data] or not patterns:
+            yield Finding("ok", f"  {data}: {', '.join(found[data]) or 'needs no files'}")
+        else:
+            yield Finding("note", f"  {data}: not there ({' or '.join(patterns)})")
 
 
 def check_disk() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from lightning_modules.tables import (
     write_table,
 )
 from models.names import check_name
+
+LONGEST_ERROR = 500  # characters of a cell's error that are shown; its log has all
 
 
 class CellError(RuntimeError):
@@ -55,10 +58,12 @@ def run(arguments: list[str]) -> int:
         check_page(grid.name, page)
     results, curves = _files(grid, options.results)
     cells = list(grid.cells(options.rows, options.columns, options.seeds))
-    missing = [] if options.table_only else [cell for cell in cells if not _is_finished(cell, results, curves)]
-    print(f"{grid.title}: {len(cells)} cells chosen, {len(missing)} to run, results in {results.path}", flush=True)
+    missing = [cell for cell in cells if not _is_finished(cell, results, curves)]
+    chosen = f"{len(cells)} cell{'' if len(cells) == 1 else 's'} chosen, {len(cells) - len(missing)} finished"
+    ahead = f"{len(missing)} {'not finished' if options.table_only else 'to run'}"
+    print(f"{grid.title}: {chosen}, {ahead}, results in {results.path}", flush=True)
 
-    failures = _run_cells(grid, missing, results, curves, options.jobs)
+    failures = [] if options.table_only else _run_cells(grid, missing, results, curves, options.jobs)
     table = _table(grid, results, curves)
     print_table(grid.title, table)
     if page is not None:
@@ -121,7 +126,8 @@ def _run_cells(grid: Grid, cells: list[Cell], results: Results, curves: Curves |
                 cell = futures[future]
                 try:
                     outcome = future.result()
-                except CellError as failure:
+                except CellError as failure:  # said now, since the others may take days, and once more in the end
+                    print(f"[{done}/{len(cells)}] {failure}", file=sys.stderr, flush=True)
                     failures.append(failure)
                     continue
                 if curves is not None:  # first: a cell is finished once it has its row of the results
@@ -145,15 +151,26 @@ def _run_cell(grid: Grid, cell: Cell, threads: int) -> Outcome:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with path.open("a") as log:
         _claim(log, cell)
+        before = log.tell()
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
-        raise CellError(f"{cell.name} ended with exit code {code}; see {path}")
+        raise CellError(f"{cell.name} ended with exit code {code}: {_last_error(path, before)}; see {path}")
     try:
         metrics = read_metrics(folder / "metrics.csv")
         epochs = [] if grid.curves is None else _epochs(metrics, grid.curves.metrics)
         return Outcome({**_read_run(folder, grid, metrics), **_describe(cell)}, epochs)
     except Exception as error:  # one cell's results are not worth those of the others
         raise CellError(f"{cell.name} ran, but {folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _last_error(log: Path, start: int) -> str:
+    """What a failed command wrote last, from the byte `start` of the log: its error where it could say one."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    said = " ".join(line.strip() for line in (lines[errors[-1] :] if errors else lines[-1:])).removeprefix("error: ")
+    return textwrap.shorten(said, LONGEST_ERROR, placeholder=" ...") or "it wrote nothing"
 
 
 def _claim(log: IO[str], cell: Cell) -> None:

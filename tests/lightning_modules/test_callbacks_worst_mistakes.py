@@ -48,7 +48,7 @@ def test_they_are_the_worst_of_all(drawn, batch_size):
     assert [mistake.index for mistake in mistakes] == wrong
     assert [mistake.prediction for mistake in mistakes] == prediction[wrong].tolist()
     assert [mistake.label for mistake in mistakes] == labels[wrong].tolist()
-    assert [mistake.probability for mistake in mistakes] == confidence[wrong].tolist()
+    assert [mistake.doubt for mistake in mistakes] == pytest.approx((1 - confidence[wrong]).tolist(), abs=1e-6)
     assert images[:, 0, 0, 0].tolist() == wrong
     assert names == list("01234")
 
@@ -57,6 +57,14 @@ def test_they_are_the_worst_of_all(drawn, batch_size):
 def test_ties_come_in_the_order_of_the_data(drawn, batch_size):
     stream(WorstMistakes(count=3), torch.tensor([[0.0, 1.0]]).repeat(10, 1), torch.tensor([1, 0] * 5), batch_size)
     assert [mistake.index for mistake in drawn[0][1]] == [1, 3, 5]
+
+
+def test_probabilities_that_are_1_in_float32_are_told_apart(drawn):
+    probabilities = torch.tensor([[1e-8, 1.0], [1e-10, 1.0], [1e-9, 1.0]])
+    stream(WorstMistakes(), probabilities, torch.tensor([0, 0, 0]), 2)
+    mistakes = drawn[0][1]
+    assert [mistake.index for mistake in mistakes] == [1, 2, 0]
+    assert [mistake.doubt for mistake in mistakes] == pytest.approx([1e-10, 1e-9, 1e-8])
 
 
 def test_right_answers_are_no_mistakes(drawn):
@@ -85,11 +93,15 @@ def test_a_data_module_that_cannot_denormalise_costs_the_picture_alone(tmp_path)
     assert trainer.state.finished
 
 
-def test_captions_name_classes_probability_and_sample():
+@pytest.mark.parametrize(
+    ("doubt", "probability"),
+    [(0.38, "62.00 %"), (1e-4, "99.99 %"), (4e-5, "1 − 4.0e-05"), (1.26e-9, "1 − 1.3e-09"), (0.0, "1 − 0.0e+00")],
+)
+def test_captions_name_classes_probability_and_sample(doubt, probability):
     images = torch.rand(1, 3, 4, 4)
-    mistake = SimpleNamespace(label=0, prediction=1, probability=0.99999, index=42)
+    mistake = SimpleNamespace(label=0, prediction=1, doubt=doubt, index=42)
     figure = draw_mistakes(images, [mistake], ["a", "a class with a very long name"])
-    assert figure.axes[0].get_title() == "a\n→ a class with a ve…\n99.99 %, #42"
+    assert figure.axes[0].get_title() == f"a\n→ a class with a ve…\n{probability}, #42"
 
 
 def test_impossible_count():

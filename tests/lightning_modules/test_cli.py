@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
+import yaml
 
 from lightning_modules import cli
 from lightning_modules.cli import COMMANDS, main
+from lightning_modules.commands.config_files import find_config
 
 HEAVY = ("lightning", "timm", "torchvision", "jsonargparse", "wandb")
 
 
 def test_light_commands_import_nothing_heavy():
-    commands = [["--help"], ["list", "configs"], ["list", "models"], ["list", "convs"], ["doctor"]]
+    commands = [["--help"], ["list"], ["list", "configs"], ["list", "models"], ["list", "convs"], ["doctor"]]
     code = f"""
 import sys
 from lightning_modules.cli import main
@@ -33,6 +36,18 @@ def test_help_names_every_command(capsys):
     out = capsys.readouterr().out
     assert all(f"\n  {command} " in out for command in COMMANDS)
     assert main([]) == 2
+
+
+def test_the_examples_of_the_help_are_possible(capsys):
+    main(["--help"])
+    examples = [line.split() for line in capsys.readouterr().out.splitlines() if "--" in line and "COMMAND" not in line]
+    configs = [value for words in examples for option, value in pairwise(words) if option == "--config"]
+    assert configs
+    assert all(find_config(name) for name in configs)
+    (predicted,) = [words[words.index("--ckpt_path") + 1] for words in examples if "--ckpt_path" in words]
+    settings = yaml.safe_load(find_config("gaussian/fashion_mnist.yaml").read_text())
+    assert settings["data"]["init_args"].get("val_size", 0) == 0, "nothing is monitored: there is no best.ckpt"
+    assert predicted == "runs/fashion_mnist/<id>/checkpoints/last.ckpt"
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -10,6 +10,8 @@ import yaml
 
 from lightning_modules.cli import main
 from lightning_modules.commands.training import ConvsuiteCLI
+from lightning_modules.files import CheckpointError
+from lightning_modules.runs import MissingRunError
 from tests.helpers.commands import tiny
 from tests.helpers.data import write_fashion_mnist
 
@@ -182,10 +184,93 @@ def test_wrong_usage_is_short_and_ends_with_2(capsys, args, said):
     assert len(err.splitlines()) < 9
 
 
-def test_without_anything_it_says_what_is_missing(capsys):
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        ([], "required: data, model\nAn experiment has both: --config gaussian/digits.yaml"),
+        (
+            ["gaussian/layers/ours.yaml"],
+            "gaussian/layers/ours.yaml is an overlay: put a complete experiment before it, e.g. --config "
+            "gaussian/fashion_mnist.yaml\n",
+        ),
+        (
+            ["trainer/cpu.yaml", "gaussian/strided.yaml"],
+            "trainer/cpu.yaml and gaussian/strided.yaml are overlays: put a complete experiment before them, e.g. "
+            "--config gaussian/digits.yaml\n",
+        ),
+        (["experiment.yaml", "grids/digits.yaml"], "grids/digits.yaml is a grid of experiments: convsuite reproduce"),
+        (
+            ["sweeps/gaussian_fashion_mnist.yaml"],
+            "sweeps/gaussian_fashion_mnist.yaml is a sweep of W&B: wandb sweep /",
+        ),
+    ],
+)
+def test_what_is_no_experiment_is_named(capsys, configs, said):
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", *(f"--config={name}" for name in configs)])
+    assert exit.value.code == 2
+    assert f"error: {said}" in capsys.readouterr().err.replace("the following arguments are ", "")
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_config_that_is_not_yaml_is_named(tmp_path, command):
+    (tmp_path / "overlay.yaml").write_text("model: {")
+    with pytest.raises(ValueError, match=r"(?s)overlay\.yaml is not YAML: while parsing .* line 1"):
+        main([command, "--config", "overlay.yaml"])
+
+
+def test_a_task_without_its_network_is_no_overlay(capsys):
     with pytest.raises(SystemExit):
-        main(["fit"])
-    assert "required" in capsys.readouterr().err
+        main(["fit", "--model=ClassificationTask", "--data=DigitsDataModule"])
+    assert "ClassificationTask" in capsys.readouterr().err
+
+
+def test_the_help_tells_the_defaults_of_the_suite(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", "trainer/cpu.yaml", "--help"])
+    assert exit.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Loggers besides that of metrics.csv, which every run has" in out
+    assert "TensorBoardLogger`` if it is installed" not in out
+    assert "os.getcwd" not in out
+
+
+def test_without_a_gpu_the_overlay_for_the_cpu_is_named(monkeypatch):
+    for backend in ("cuda", "backends.mps"):
+        monkeypatch.setattr(f"torch.{backend}.is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"accelerator is gpu, but torch finds no GPU here: put --config trainer/cpu\."
+    ):
+        parsed("--config", "trainer/gpu.yaml")
+    assert parsed("--config", "trainer/gpu.yaml", "--config", "trainer/cpu.yaml").trainer.num_devices == 1
+
+
+@pytest.mark.parametrize("args", [[], ["--config", "experiment.yaml"]])
+def test_a_missing_checkpoint_comes_with_those_beside_it(tmp_path, args):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last.ckpt", "epoch=3.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    with pytest.raises(MissingRunError) as error:
+        main(["predict", *args, "--ckpt_path=checkpoints/best.ckpt"])
+    assert str(error.value) == "there is no checkpoint checkpoints/best.ckpt; beside it: epoch=3.ckpt, last.ckpt"
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(MissingRunError, match=r"beside it: epoch=3\.ckpt$"):
+        main(["fit", "--config", "experiment.yaml", "--ckpt_path=checkpoints/last.ckpt"])
+
+
+def test_a_run_to_start_from_comes_with_how_it_is_made(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        main(["fit", "--config", "experiment.yaml", "--model.init_from=runs/cats_dogs/vgg16"])
+    assert str(error.value) == (
+        "init_from: there is no file or run runs/cats_dogs/vgg16: make it first, or set init_from to another. This "
+        "makes it: convsuite fit_test --config gaussian/cats_dogs/vgg16.yaml --trainer.default_root_dir "
+        "runs/cats_dogs/vgg16"
+    )
+    (tmp_path / "overlay.yaml").write_text("# From runs/own.\nmodel: {init_args: {init_from: runs/own}}")
+    with pytest.raises(CheckpointError, match=r"runs/own: make it first, .* another\. See the head of overlay\.yaml$"):
+        main(["fit", "--config", "experiment.yaml", "--config", "overlay.yaml"])
+    with pytest.raises(CheckpointError, match=r"set init_from to another$"):
+        main(["fit", "--config", "experiment.yaml", "--model.init_from=runs/another"])
 
 
 @pytest.mark.parametrize(

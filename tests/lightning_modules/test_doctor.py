@@ -6,6 +6,8 @@ from importlib import metadata
 
 import pytest
 
+import datamodules
+from datamodules import cats_dogs, cityscapes, coco, imagenet_layouts
 from lightning_modules.cli import main
 from lightning_modules.commands import doctor
 
@@ -65,13 +67,45 @@ def test_a_torch_of_another_build_than_torchvision(monkeypatch, torch, vision, s
     assert "install the two together" in mend
 
 
-def test_data_sets_are_found(tmp_path, monkeypatch):
+def found_data():
+    """Data module to what is said of its folders."""
+    _, *findings = doctor.check_data()
+    return {data.strip(): folders for data, _, folders in (finding.what.partition(": ") for finding in findings)}
+
+
+def test_every_data_module_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path / "none"))
+    (about, *_) = doctor.check_data()
+    assert about.state == "note"
+    assert "set CONVSUITE_DATA" in about.mend
+    found = found_data()
+    assert set(found) == set(datamodules.__all__) - {"BaseDataModule"}
+    assert found.pop("DigitsDataModule") == found.pop("ToyLesionDataModule") == "needs no files"
+    assert all(folders.startswith("not there (") for folders in found.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        *(("CatsDogsDataModule", folder) for folder in (*cats_dogs.FOLDERS, *cats_dogs.ARCHIVE_FOLDERS, "PetImages")),
+        *(("ImageNetDataModule", folder) for folder in imagenet_layouts.FOLDERS),
+        *(("CityscapesDataModule", folder) for folder in cityscapes.FOLDERS),
+        *(("COCODataModule", folder) for folder in coco.FOLDERS),
+        *(("NucleiDataModule", folder) for folder in ("monuseg", "TNBC_NucleiSegmentation/Slide_01", "dsb2018")),
+        ("BraTSDataModule", "MICCAI_BraTS2020_TrainingData"),
+        ("CelebADataModule", "celeba"),
+        ("FashionMNISTDataModule", "FashionMNIST"),
+        ("PascalVOCDataModule", "VOCdevkit/VOC2012"),
+        ("VolumeFolderDataModule", "Dataset001_Name/imagesTr"),
+    ],
+)
+def test_data_sets_are_found(tmp_path, monkeypatch, data, folder):
     monkeypatch.setenv("CONVSUITE_DATA", str(tmp_path))
-    assert [finding.state for finding in doctor.check_data()] == ["note"]
-    (tmp_path / "FashionMNIST").mkdir()
-    (finding,) = doctor.check_data()
-    assert finding.state == "ok"
-    assert "FashionMNISTDataModule" in finding.what
+    inside = {"CityscapesDataModule": "leftImg8bit", "COCODataModule": "annotations"}.get(data, "")
+    (tmp_path / folder / inside).mkdir(parents=True)
+    assert next(iter(doctor.check_data())).state == "ok"
+    present = [name for name, said in found_data().items() if not said.startswith(("not there", "needs no"))]
+    assert present == [data]
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch):

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lightning_modules.cli import main
-from lightning_modules.commands.config_files import UnknownConfigError, find_config, packaged_configs
+from lightning_modules.commands import listing
+from lightning_modules.commands.config_files import packaged_configs
 from models import list_models
 from models.convs import list_convs
 
 
 def listed(capsys, what):
+    """Names and descriptions, whole again."""
     assert main(["list", what]) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert all(len(line) == 2 for line in lines), "every name has a description"
-    return [name for name, _ in lines]
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    entries = dict(re.findall(r"^ *([\w/.<>-]+)(?:  |\n) *(.+(?:\n {9,}.+)*)", out, re.MULTILINE))
+    return {name: " ".join(text.split()) for name, text in entries.items()}
 
 
 def test_models(capsys):
-    assert listed(capsys, "models") == [*list_models(), "timm/<name>"]
+    models = listed(capsys, "models")
+    assert list(models) == [*list_models(), "timm/<name>"]
+    assert len(set(models.values())) == len(models), "no two have the same description"
 
 
 def test_convs(capsys):
-    assert listed(capsys, "convs") == list_convs()
+    assert list(listed(capsys, "convs")) == list_convs()
 
 
-def test_configs(capsys):
-    names = listed(capsys, "configs")
-    assert "gaussian/fashion_mnist.yaml" in names
-    assert names == packaged_configs()
+def test_configs_by_kind(capsys):
+    configs = listed(capsys, "configs")
+    assert sorted(configs) == packaged_configs()
+    assert all(text.endswith(".") for text in configs.values()), "whole sentences"
+    main(["list", "configs"])
+    groups = capsys.readouterr().out.split("\n\n")
+    assert [group.split(maxsplit=1)[0].rstrip(",") for group in groups] == [
+        "Experiments",
+        "Overlays",
+        "Overlays",
+        "Grids",
+        "Sweeps",
+    ]
+    places = ("gaussian/digits.yaml", "gaussian/layers/ours.yaml", "trainer/gpu.yaml", "grids/digits.yaml", "sweeps/")
+    for group, name in zip(groups, places, strict=True):
+        assert f"\n  {name}" in group
+
+
+def test_what_can_be_listed(capsys):
+    assert main(["list"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == list(listing.LISTS)
+
+
+def test_a_narrow_terminal_has_long_names_on_lines_of_their_own(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    main(["list", "configs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  gaussian/cats_dogs/vgg16_free_form.yaml" in lines
+    assert any(re.match(r"  gaussian/digits\.yaml +The network", line) for line in lines)
 
 
 def test_anything_else_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["list", "kernels"])
     assert exit.value.code == 2
-
-
-@pytest.mark.parametrize("prefix", ["", "./", "configs/"])
-def test_packaged_configs_are_found_from_anywhere(tmp_path, monkeypatch, prefix):
-    monkeypatch.chdir(tmp_path)
-    assert find_config(f"{prefix}gaussian/digits.yaml").is_absolute()
-
-
-def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "gaussian").mkdir()
-    (tmp_path / "gaussian" / "digits.yaml").write_text("")
-    assert not find_config("gaussian/digits.yaml").is_absolute()
-
-
-def test_an_unknown_config_offers_the_nearest():
-    with pytest.raises(UnknownConfigError, match=r"'gaussian/digit.yaml'.*Did you mean gaussian/digits.yaml"):
-        find_config("gaussian/digit.yaml")

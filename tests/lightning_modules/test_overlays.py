@@ -116,6 +116,25 @@ def test_the_legend_names_what_can_be_seen():
     assert list(error_colours(21)) == ["right", "wrong", "ignored"]
 
 
+@pytest.mark.parametrize(("classes", "kinds"), [(2, 3), (3, 2)])
+def test_swatches_are_painted_as_areas_are(classes, kinds):
+    names = ["background", "a", "b"][:classes]
+    truth, prediction = np.zeros((2, 40, 40), np.uint8)
+    truth[10:30, 10:30] = prediction[15:35, 10:30] = 1
+    truth[:, 35:] = 255
+    grey = np.full((40, 40, 3), 128, np.uint8)
+    picture = draw_overlays([SegmentedImage(0, "a.png", grey, truth, prediction, 0.5)], names)
+    top = 12 + 2 * 28 + 40  # the legend is below
+    legend = {tuple(colour) for colour in picture[top:].reshape(-1, 3).tolist()}
+    painted = paint_errors(grey, prediction, truth, classes)
+    errors = {tuple(painted[y, x].tolist()) for y, x in ((20, 20), (32, 20), (12, 20), (20, 37))}
+    assert len(errors) == kinds + 1
+    assert errors <= legend
+    areas = paint_classes(grey, prediction, overlay_colours(classes))
+    assert {tuple(areas[25, 20].tolist()), tuple(areas[15, 20].tolist())} <= legend
+    assert RIGHT not in legend
+
+
 def test_a_pixel_of_an_image_is_a_pixel_of_the_picture():
     images = [segmented(20, 50, truth=1), segmented(30, 40, prediction=1)]
     picture = draw_overlays(images, ["background", "nucleus"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,50 @@ def grid(tmp_path, monkeypatch) -> Grid:
 def test_runs_what_is_missing_and_skips_the_rest(grid, ran, capsys):
     assert reproduce.run([str(grid.path), "--rows", "100"]) == 1
     assert ran == ["100-plain-seed0", "100-wide-seed0", "100-plain-seed1"]
-    assert "broken" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == ["[4/4] broken", "error: broken"]
     assert reproduce.run([str(grid.path), "--rows", "100", "--columns", "plain"]) == 0
     assert len(ran) == 3
     assert reproduce.run([str(grid.path), "--table-only"]) == 0
     assert len(ran) == 3
+
+
+def test_it_says_what_is_finished_and_what_is_not(grid, ran, capsys):
+    def counts(*args):
+        reproduce.run([str(grid.path), *args])
+        return capsys.readouterr().out.partition(": ")[2].partition(", results in")[0]
+
+    assert counts("--rows", "1000", "--columns", "plain") == "1 cell chosen, 0 finished, 1 to run"
+    assert counts("--rows", "1000", "--columns", "plain") == "1 cell chosen, 1 finished, 0 to run"
+    assert counts("--columns", "plain", "--table-only") == "3 cells chosen, 1 finished, 2 not finished"
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("Seed set to 0\nerror: there is no file\n", "there is no file"),
+        ("usage: convsuite\nerror: unrecognised --a\nDid you mean --b?\n", "unrecognised --a Did you mean --b?"),
+        ("Traceback:\n  File\nMemoryError\n\n", "MemoryError"),
+        ("", "it wrote nothing"),
+        (f"error: {'word ' * 1000}", "word word ..."),
+    ],
+)
+def test_a_failed_cell_says_what_its_log_ends_with(grid, monkeypatch, log, said):
+    def fail(command, stdout, **options):
+        stdout.write(log)
+        stdout.flush()
+        return subprocess.CompletedProcess(command, 1)
+
+    cell = next(grid.cells())
+    path = grid.run_folder(cell).with_suffix(".log")
+    path.parent.mkdir(parents=True)
+    path.write_text("error: of an earlier run\n")
+    monkeypatch.setattr(reproduce.subprocess, "run", fail)
+    with pytest.raises(CellError) as error:
+        reproduce._run_cell(grid, cell, threads=1)
+    assert f"{said}; see {path}" in str(error.value)
+    assert str(error.value).startswith(f"100-plain-seed0 ended with exit code 1: {said[:9]}")
+    assert len(str(error.value)) < 700
 
 
 def test_first_seeds_run_before_second_ones(grid, ran):
