@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.folders import data_folder
-from datamodules.image_folder import ImageFolder
+from datamodules.images.image_folder import ImageFolder
 from datamodules.sampling import EpochSampler, EvaluationSampler, Key, ResumableDataLoader, process_place
 from datamodules.splits import check_split
 from datamodules.worker_signals import leave_signals_to_main

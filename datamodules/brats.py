@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from datamodules.brats_layouts import EXPECTED, list_brats
-from datamodules.patch_sampling import Centres, Padding
-from datamodules.volume_files import SubjectFiles, find_home
-from datamodules.volume_intensity import Intensity
-from datamodules.volume_segmentation import VolumeDataModule
+from datamodules.layouts.brats import EXPECTED, list_brats
+from datamodules.volumes.files import SubjectFiles, find_home
+from datamodules.volumes.intensity import Intensity
+from datamodules.volumes.patch_sampling import Centres, Padding
+from datamodules.volumes.segmentation import VolumeDataModule
 
 Modality = Literal["t1", "t1ce", "t2", "flair"]
 Target = Literal["whole", "classes"]
@@ -76,7 +76,8 @@ class BraTSDataModule(VolumeDataModule):
             Or a window of grey values [low, high], in the unit of the files, which become 0 and 1; what lies outside is
             clipped. `none`: as stored.
         memory_limit: GiB of volumes that a split may hold in memory, in all processes of a machine together; a larger
-            one is written below `cache_root` once, and mapped. A larger one to predict is read as it is drawn.
+            one is written below `cache_root` once, and mapped. Of a larger folder to predict, each volume is read as it
+            is drawn.
         cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time;
             nothing removes what other data or settings have left there.
         patch_size: Voxels of a training patch, that is of the mask and of what the network gives, along each axis.

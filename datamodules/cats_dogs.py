@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.crop import Crop
-from datamodules.image_folder import DamagedFileError, find_images
+from datamodules.images.crop import Crop
+from datamodules.images.image_folder import DamagedFileError, find_images
+from datamodules.images.mapped_images import PARTITIONS, Catalogue, MappedDataModule
 from datamodules.listing import list_paths
-from datamodules.mapped_images import PARTITIONS, Catalogue, MappedDataModule
 from datamodules.splits import stratified_split
 
 Layout = Literal["auto", "class_folders", "kaggle", "microsoft"]

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.base import Split
-from datamodules.crop import Crop
-from datamodules.image_folder import DamagedFileError
-from datamodules.in_memory import Unlabelled
+from datamodules.images.crop import Crop
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.in_memory import Unlabelled
+from datamodules.images.mapped_images import PARTITIONS, Catalogue, MappedDataModule
 from datamodules.listing import list_folder, list_named
-from datamodules.mapped_images import PARTITIONS, Catalogue, MappedDataModule
 
 IMAGE_FOLDER, PARTITION_FILE = "img_align_celeba", "list_eval_partition.txt"
 PUBLISHED_AT = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from datamodules.annotated_files import MaskFiles, Photos, check_present
 from datamodules.base import Split
-from datamodules.image_folder import DamagedFileError, find_images
-from datamodules.masks import IGNORE_INDEX, class_values, read_mask
-from datamodules.photo_segmentation import PhotoSegmentationDataModule
-from datamodules.submission import Submission
+from datamodules.images.image_folder import DamagedFileError, find_images
+from datamodules.images.masks import IGNORE_INDEX, class_values, read_mask
+from datamodules.layouts.submission import Submission
+from datamodules.photos.annotated import MaskFiles, Photos, check_present
+from datamodules.photos.segmentation import PhotoSegmentationDataModule
 
 Annotation = Literal["label_ids", "train_ids"]
 

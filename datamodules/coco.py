@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.annotated_files import Photos, check_present
 from datamodules.base import Split
-from datamodules.coco_masks import ObjectMasks, SelectedMasks, load_object_masks
 from datamodules.folders import cache_folder
-from datamodules.photo_segmentation import PhotoSegmentationDataModule
+from datamodules.layouts.coco_masks import ObjectMasks, SelectedMasks, load_object_masks
+from datamodules.photos.annotated import Photos, check_present
+from datamodules.photos.segmentation import PhotoSegmentationDataModule
 from datamodules.voc import CLASSES
 
 FOLDERS = ("coco", "COCO", ".")

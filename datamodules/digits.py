@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
+from datamodules.images.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
 
 TEST_SAMPLES_A_DIGIT = 36
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.image_folder import DamagedFileError
-from datamodules.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.in_memory import InMemoryDataModule, InMemoryDataset, Normalisation
 
 
 class FashionMNISTDataModule(InMemoryDataModule):

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from datamodules.base import BaseDataModule, Split
-from datamodules.imagenet_layouts import Classes, Layout, find_copy, list_photos
-from datamodules.mapped_images import NamedImages
-from datamodules.photo_augmentation import PhotoAugmentation, ResizedCentre
-from datamodules.photos import CutFolder, LabelledPhotos, Part, PhotoDataset
+from datamodules.images.mapped_images import NamedImages
+from datamodules.layouts.imagenet import Classes, Layout, find_copy, list_photos
+from datamodules.photos.augmentation import PhotoAugmentation, ResizedCentre
+from datamodules.photos.labelled import CutFolder, LabelledPhotos, Part, PhotoDataset
 from datamodules.shards import read_shards
 from datamodules.splits import stratified_split
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.image_folder import find_images
+from datamodules.images.image_folder import find_images
 
 NAMED = 10  # in a message
 

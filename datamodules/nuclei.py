@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.decoding import usable_cores
-from datamodules.nuclei_download import download_tnbc
-from datamodules.nuclei_layouts import LAYOUTS, AnnotatedFile, Part, Parts
+from datamodules.images.decoding import usable_cores
+from datamodules.images.tiles import TileAugmentation, TiledImages, tile_places
+from datamodules.layouts.nuclei import LAYOUTS, AnnotatedFile, Part, Parts
+from datamodules.layouts.nuclei_download import download_tnbc
 from datamodules.segmentation import AnnotatedImage, SegmentationDataModule, WithoutMasks
 from datamodules.splits import random_split
-from datamodules.tiles import TileAugmentation, TiledImages, tile_places
 
 LayoutName = Literal["auto", "tnbc", "monuseg", "dsb2018"]
 SplitBy = Literal["patient", "random", "published"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule, SplitDataset
-from datamodules.image_folder import ImageFolder
+from datamodules.images.image_folder import ImageFolder
 from datamodules.sampling import Key
 
 

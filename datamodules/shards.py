@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.image_folder import DamagedFileError
-from datamodules.imagenet_layouts import find_copy, list_photos
-from datamodules.photos import LabelledPhotos, Part, PhotoSource, packed_names
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.layouts.imagenet import find_copy, list_photos
+from datamodules.photos.labelled import LabelledPhotos, Part, PhotoSource, packed_names
 
 CATALOGUE = "catalogue"
 CHUNK_BYTES = 64_000_000

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.masks import IGNORE_INDEX
-from datamodules.patch_sampling import Centres, Padding
-from datamodules.patches import PatchDataModule, VolumeDataset
+from datamodules.images.masks import IGNORE_INDEX
 from datamodules.sampling import Key, generator_for
-from datamodules.volumes import InMemoryVolumes, Volume, VolumeStore
+from datamodules.volumes.patch_sampling import Centres, Padding
+from datamodules.volumes.patches import PatchDataModule, VolumeDataset
+from datamodules.volumes.volume import InMemoryVolumes, Volume, VolumeStore
 
 CLEARANCE = 4
 """Pixels between every lesion and the image's border: what sees no farther than this never sees the border."""

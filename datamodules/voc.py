@@ -9,15 +9,15 @@ from typing import Literal, get_args
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from datamodules.annotated_files import MaskFiles, Photos, check_present
 from datamodules.base import Split
-from datamodules.image_folder import DamagedFileError, opened_image
+from datamodules.images.image_folder import DamagedFileError, opened_image
+from datamodules.images.masks import IGNORE_INDEX, class_values, read_mask
+from datamodules.layouts.sbd import ARCHIVE, PNG_FOLDER, annotations_in, find_annotations, read_sbd_mask
+from datamodules.layouts.sbd import PUBLISHED_AT as SBD_PUBLISHED_AT
+from datamodules.layouts.submission import Submission
 from datamodules.listing import first_ten
-from datamodules.masks import class_values, read_mask
-from datamodules.photo_segmentation import PhotoSegmentationDataModule
-from datamodules.sbd import ARCHIVE, PNG_FOLDER, annotations_in, find_annotations, read_sbd_mask
-from datamodules.sbd import PUBLISHED_AT as SBD_PUBLISHED_AT
-from datamodules.submission import Submission
+from datamodules.photos.annotated import MaskFiles, Photos, check_present
+from datamodules.photos.segmentation import PhotoSegmentationDataModule
 
 TrainSplit = Literal["train", "trainaug", "trainval"]
 
@@ -273,9 +273,14 @@ def voc_colour(value: int) -> tuple[int, ...]:
 def _check_palette(path: Path, palette: list[int], values: list[int]) -> None:
     """Refuse a palette of a program's own, whose indices count colours and not classes.
 
-    Grey palettes are those of masks that were grey images before: indices are what they were.
+    Grey palettes are those of masks that were grey images before: indices are what they were. The colour of what is
+    ignored proves nothing: programs show it in black or white, and classes in VOC's colours.
     """
-    colours = {value: tuple(palette[3 * value : 3 * value + 3]) for value in values if 3 * value < len(palette)}
+    colours = {
+        value: tuple(palette[3 * value : 3 * value + 3])
+        for value in values
+        if value != IGNORE_INDEX and 3 * value < len(palette)
+    }
     if all(colour == (value,) * 3 for value, colour in colours.items()):
         return
     for value, colour in colours.items():

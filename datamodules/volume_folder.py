@@ -9,13 +9,13 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.folders import data_folder
-from datamodules.image_folder import DamagedFileError
-from datamodules.image_label_folders import EXPECTED, NUMBER, Description, Labels, choose_channels, list_cases
-from datamodules.masks import IGNORE_INDEX
-from datamodules.patch_sampling import Centres, Padding
-from datamodules.volume_files import SubjectFiles, find_home
-from datamodules.volume_intensity import Intensity
-from datamodules.volume_segmentation import VolumeDataModule
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.masks import IGNORE_INDEX
+from datamodules.layouts.image_label_folders import EXPECTED, NUMBER, Description, Labels, choose_channels, list_cases
+from datamodules.volumes.files import SubjectFiles, find_home
+from datamodules.volumes.intensity import Intensity
+from datamodules.volumes.patch_sampling import Centres, Padding
+from datamodules.volumes.segmentation import VolumeDataModule
 
 
 class VolumeFolderDataModule(VolumeDataModule):
@@ -32,10 +32,11 @@ class VolumeFolderDataModule(VolumeDataModule):
     are the test, unless `test_subjects` or `test_size` says otherwise; without it they are what `predict` takes.
 
     Channels and classes stand in dataset.json, in either version of its format, or are said by `modalities` and
-    `class_names`. The file is read when this is made; where both are given it need not be there, and where it is, what
-    they leave out of it is named in a warning. A label `ignore` becomes 255, which is left out of losses and measures.
-    Overlapping regions in place of labels are no classes: name the labels in `class_names`, and the regions where they
-    are measured.
+    `class_names`. The file is read when this is made. It need not be there where `class_names` and the numbers of
+    channels are given; where it is, a warning names what they leave out of it, call otherwise or have besides. A name
+    with another label is refused. With `predict_root` nothing is compared: those images are not of the data set.
+    A label `ignore` becomes 255, which is left out of losses and measures. Overlapping regions in place of labels are
+    no classes: name the labels in `class_names`, and the regions where they are measured.
 
     See `VolumeDataModule` for how subjects are read, kept and dealt out, and `PatchDataModule` for batches.
 
@@ -71,7 +72,8 @@ class VolumeFolderDataModule(VolumeDataModule):
             clipped. For computed tomography, in Hounsfield units: [-160, 240] for soft tissue, [-1000, 400] for the
             lung. `none`: as stored.
         memory_limit: GiB of volumes that a split may hold in memory, in all processes of a machine together; a larger
-            one is written below `cache_root` once, and mapped. A larger one to predict is read as it is drawn.
+            one is written below `cache_root` once, and mapped. Of a larger folder to predict, each volume is read as it
+            is drawn.
         cache_root: Where that is kept; default $CONVSUITE_CACHE, else ~/.cache/convsuite. May be deleted at any time;
             nothing removes what other data or settings have left there.
         patch_size: Voxels of a training patch, that is of the mask and of what the network gives, along each axis.
@@ -95,10 +97,10 @@ class VolumeFolderDataModule(VolumeDataModule):
         drop_last: Leave out the last batch of a training epoch where it is smaller than the others.
 
     Raises:
-        ValueError: A value is out of range, or two do not go together; or `modalities` or `class_names` contradict
-            dataset.json.
-        FileNotFoundError: dataset.json is missing, and `modalities` or `class_names` too.
-        DamagedFileError: dataset.json says nothing of channels or labels that can be used.
+        ValueError: A value is out of range, or two do not go together; or a channel is not in dataset.json, or a name
+            has another label there.
+        FileNotFoundError: dataset.json is missing, and `class_names` or the numbers of channels too.
+        DamagedFileError: dataset.json says nothing of channels or labels that can be used, where it is needed.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class VolumeFolderDataModule(VolumeDataModule):
         self._patient_pattern = _compiled("patient_pattern", patient_pattern)
         self._site_pattern = _compiled("site_pattern", site_pattern)
         self._root = Path(data_folder(root))
-        self.channels, labels = self._describe(modalities, class_names)
+        self.channels, labels = self._describe(modalities, class_names, is_compared=predict_root is None)
         self.in_channels = len(self.channels)
         self.class_names = labels.names
         self.num_classes = len(labels.names)
@@ -211,23 +213,25 @@ class VolumeFolderDataModule(VolumeDataModule):
     def _cases(self, images: Path, labels: Path | None) -> list[SubjectFiles]:
         return list_cases(images, labels, self.channels, self._classes, self._identity)
 
-    def _describe(self, modalities: list[str] | None, class_names: list[str] | None) -> tuple[dict[str, str], Labels]:
-        """The number of each channel by its name, and the labels."""
+    def _describe(
+        self, modalities: list[str] | None, class_names: list[str] | None, is_compared: bool
+    ) -> tuple[dict[str, str], Labels]:
+        """The number of each channel by its name, and the labels; compared with a description that is at hand."""
         if modalities is not None and class_names is not None and all(map(NUMBER.fullmatch, modalities)):
             channels, labels = choose_channels(modalities, ()), Labels.named(class_names)
-            description = self._find_description()
+            description = self._find_description() if is_compared else None
         else:
             description = Description.read(self._home() / "dataset.json")
             known = description.channels()
             channels = choose_channels([name for name, _ in known] if modalities is None else modalities, known)
             labels = description.labels() if class_names is None else Labels.named(class_names)
-        if description is not None:
-            left_out = _channels_left_out(description, channels)
-            left_out += [] if class_names is None else _labels_left_out(description, class_names)
-            if left_out:
+        if is_compared and description is not None:
+            differ = _channels_left_out(description, channels)
+            differ += [] if class_names is None else _labels_that_differ(description, class_names)
+            if differ:
                 rank_zero_warn(
-                    f"{description.path} describes more than is read, or calls it otherwise: {'; '.join(left_out)}. "
-                    "With modalities: null and class_names: null all of it is read, by these names."
+                    f"{description.path} describes more or less than is read, or calls it otherwise: "
+                    f"{'; '.join(differ)}. With modalities: null and class_names: null all of it is read, by its names."
                 )
         return channels, labels
 
@@ -235,7 +239,7 @@ class VolumeFolderDataModule(VolumeDataModule):
         """The description, where it is there and can be read."""
         try:
             return Description.read(self._home() / "dataset.json")
-        except (OSError, ValueError):  # not needed, nor the data set: a folder may be predicted without it
+        except (OSError, ValueError):  # not needed
             return None
 
     def _identity(self, case: str) -> tuple[str, str | None]:
@@ -274,11 +278,14 @@ def _channels_left_out(description: Description, channels: Mapping[str, str]) ->
     return [f"channel {number} ({name})" for number, name in known.items() if number not in channels.values()]
 
 
-def _labels_left_out(description: Description, names: Sequence[str]) -> list[str]:
-    """Labels that have no name, or another one, in `names`, for a message.
+def _labels_that_differ(description: Description, names: Sequence[str]) -> list[str]:
+    """Labels that have no name, or another one, in `names`, and names without a label, for a message.
+
+    Other names of a label are no contradiction: a test on another hospital's data finds the same under its own names,
+    or fewer classes. A name that stands for another label there is one: the two would be measured as each other.
 
     Raises:
-        ValueError: A name is that of another label, or of none.
+        ValueError: A name is that of another label.
     """
     try:
         labels = description.labels()
@@ -287,20 +294,22 @@ def _labels_left_out(description: Description, names: Sequence[str]) -> list[str
     known = {
         value: "ignore" if place == IGNORE_INDEX else labels.names[place] for value, place in labels.classes.items()
     }
+    here = [name.lower() for name in names]
     for value, name in known.items():
-        if name in names and names.index(name) != value:
+        if name.lower() in here and here.index(name.lower()) != value:
             raise ValueError(
-                f"class_names: {name!r} is label {names.index(name)} in them and {value} in {description.path}. Put "
-                "them in the order of their labels."
+                f"class_names: {name!r} is label {here.index(name.lower())} in them and {value} in {description.path}. "
+                "Put them in the order of their labels."
             )
-    if len(names) > max(known) + 1:
-        raise ValueError(
-            f"class_names has names for the labels 0 to {len(names) - 1}, and the last one in {description.path} is "
-            f"{max(known)}: take the others away, or repair the file."
-        )
-    found = [f"label {value} ({name})" for value, name in known.items() if value >= len(names)]
-    others = [value for value in known if value < len(names) and names[value].lower() != known[value].lower()]
-    return found + [f"label {value} ({known[value]}), here {names[value]}" for value in others]
+    return [
+        *(f"label {value} ({name})" for value, name in known.items() if value >= len(names)),
+        *(
+            f"label {value} ({name}), here {names[value]}"
+            for value, name in known.items()
+            if value < len(names) and here[value] != name.lower()
+        ),
+        *(f"no label {value}, here {name}" for value, name in enumerate(names) if value not in known),
+    ]
 
 
 def _compiled(key: str, pattern: str | None) -> re.Pattern[str] | None:

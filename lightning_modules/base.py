@@ -199,6 +199,17 @@ class BaseTask(LightningModule):
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
+    def check_test(self, data: Any) -> None:
+        """Raise now, not after a training, what would stop a test.
+
+        Args:
+            data: The data module; its test set is opened, which is then kept.
+
+        Raises:
+            FileNotFoundError, DamagedFileError, ValueError: As `BaseDataModule.check_test`.
+        """
+        data.check_test()
+
     def train(self, mode: bool = True) -> BaseTask:
         super().train(mode)
         self._evaluate_frozen()
@@ -242,14 +253,18 @@ class BaseTask(LightningModule):
         self.trainer.fit_loop.setup_data()  # before that nobody knows how many batches there are
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
+    def on_train_start(self) -> None:
+        self._is_last_batch_checked = False
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Noise drawn while training (dropout, say) is a function of seed, step and rank, and of the place among the
         # batches that are accumulated for the step: a resumed run draws the same.
         part = batch_idx % self.trainer.accumulate_grad_batches
         key = (run_seed(), self.global_step, self.global_rank, *([part] if part else []))
         torch.manual_seed(hash(key) % 2**63)
-        if batch_idx == 0 and has_single_last_batch(self.trainer):
+        if not self._is_last_batch_checked and has_single_last_batch(self.trainer):
             self._check_single_sample(batch["image"])
+        self._is_last_batch_checked = True  # all epochs of a fit end alike
 
     def _check_single_sample(self, images: Tensor) -> None:
         """Raise `ValueError` now, not after the steps of a whole epoch, where its last batch cannot be trained on."""
@@ -322,9 +337,15 @@ class BaseTask(LightningModule):
             return None
         layers = dict.fromkeys(f"{name.removeprefix(TASK_PREFIX).rpartition('.')[0]}.*" for name in theirs)
         return (
-            f"this checkpoint is for {classes.pop()} classes, and here there are {here}; the rest of the network is "
-            "the same. Evaluate it on the classes that it was trained for, or, in place of --ckpt_path, start from it "
-            f"with model.init_from and init_skip: [{', '.join(layers)}]"
+            f"{self._other_logits(classes.pop())}, or, in place of --ckpt_path, start from it with model.init_from and "
+            f"init_skip: [{', '.join(layers)}]"
+        )
+
+    def _other_logits(self, theirs: int) -> str:
+        """What to say of a checkpoint with another number of logits, `theirs`, and what to do about it."""
+        return (
+            f"this checkpoint is for {theirs} classes, and here there are {self.hparams['num_classes']}; the rest of "
+            "the network is the same. Evaluate it on the classes that it was trained for"
         )
 
 

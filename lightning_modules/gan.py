@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_modules.base import BaseTask, LRSchedulerCallable, OptimizerCallable, run_seed
 from lightning_modules.betas import BETA_SCHEDULES, Betas
-from lightning_modules.images import to_uint8
 from lightning_modules.losses.gan import GAN_LOSSES, gradient_penalty
 from lightning_modules.metrics import GenerationMetrics, Protocol
 from lightning_modules.noise import generator_for, indexed_normal
+from lightning_modules.pictures.images import to_uint8
 from models import create_model
 from models.convs.octave import get_betas, set_betas
 from models.names import check_name
@@ -32,6 +32,7 @@ from models.names import check_name
 Batch = dict[str, Any]
 PUBLISHED_BETAS_AT = 0.5
 """Where in its schedule the published code stands whenever it samples."""
+NOTHING_MEASURED = "model.extractor is null: nothing is measured. Set it"
 
 
 class GANTask(BaseTask):
@@ -48,7 +49,7 @@ class GANTask(BaseTask):
     discriminator's logits), `train/beta_high` and `train/beta_low` where they are scheduled, and, of
     `num_generated` images against `reference_split`, what `lightning_modules.metrics` measures. Of the Fréchet
     distance also `..._best`, the lowest so far, and `..._rise`, how far the latest value lies above it; the table of a
-    grid measures stability on running medians instead (`lightning_modules.stability`).
+    grid measures stability on running medians instead (`lightning_modules.grids.stability`).
 
     Args:
         model: The generator, a name of `models.list_models()`.
@@ -383,6 +384,17 @@ class GANTask(BaseTask):
         ):
             loop._data_source = _DataLoaderSource(self, name)
 
+    def check_test(self, data: Any) -> None:
+        """Raise now, not after a training, what would stop a test. Of the data's own test split none is measured.
+
+        Raises:
+            ValueError: Nothing would be measured. Whether there is a `reference_split`, `setup` finds.
+            FileNotFoundError, DamagedFileError: The Trainer opens the test split all the same, and cannot.
+        """
+        if self.metrics is None:
+            raise ValueError(f"{NOTHING_MEASURED}, or train without a test: convsuite fit")
+        data.setup("test")
+
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         if self.metrics is None:
             # Lightning then skips validation, and warns of what was asked for.
@@ -438,7 +450,7 @@ class GANTask(BaseTask):
     @property
     def _metrics(self) -> GenerationMetrics:
         if self.metrics is None:
-            raise ValueError("model.extractor is null: nothing is measured. Set it")
+            raise ValueError(NOTHING_MEASURED)
         return self.metrics
 
     def _measure(self, batch: Batch) -> None:

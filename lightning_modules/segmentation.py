@@ -215,7 +215,7 @@ class SegmentationTask(BaseTask):
         if tiles.align % multiple:
             raise ValueError(
                 f"inference.align is {tiles.align}, and this network needs a multiple of {multiple}: "
-                f"tiles must start where its maps halve. Set align: {multiple}"
+                f"tiles must start on the grid of its coarsest maps. Set align: {multiple}"
             )
 
     def check_data(self, data: Any) -> None:
@@ -308,6 +308,14 @@ class SegmentationTask(BaseTask):
     def _global_train_confusion(self) -> Tensor:
         """Every process must call this."""
         return sum_over_processes(self.train_confusion.confmat)
+
+    def _other_logits(self, theirs: int) -> str:
+        """A binary checkpoint has one logit and is for two classes."""
+        if self.hparams["num_classes"] > 2 or theirs > 2:
+            return super()._other_logits(max(theirs, 2))
+        if self.hparams["binary"]:
+            return "this checkpoint has two logits, and this task one (binary: true): set model.binary to false"
+        return "this checkpoint has one logit (binary: true), and this task two: set model.binary to true"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, C, H, W), at their size less the network's margin at every border.

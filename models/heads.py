@@ -37,7 +37,7 @@ class SegmentationHead(nn.Module):
 
     def forward(self, features: Tensor, size: Sequence[int]) -> Tensor:
         logits = self.conv(features)
-        # Between two bfloat16 values lie few others: one pixel in a hundred would have two best classes.
+        # bfloat16 has so few values that between steep logits two classes would tie in about one pixel of a hundred.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 

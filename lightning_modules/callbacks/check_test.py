@@ -6,8 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class CheckTest(Callback):
-    """Opens the test set before `fit` begins, after downloads: options may leave it empty, or files be missing."""
+    """Asks the task before `fit` begins, after downloads: options may leave the test set empty, or files be missing."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            trainer.datamodule.check_test()  # type: ignore[attr-defined]
+            pl_module.check_test(trainer.datamodule)  # type: ignore[attr-defined, operator]

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_modules.files import write_whole
 from lightning_modules.labels import class_names
 from lightning_modules.metrics.confusion import recall, segmentation_measures
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 
 if TYPE_CHECKING:
     from rich.table import Table

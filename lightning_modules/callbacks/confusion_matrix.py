@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_modules.files import write_whole
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import BLUE, SEQUENTIAL, drawing, is_writing, media_folder, save_picture
+from lightning_modules.pictures.saving import BLUE, SEQUENTIAL, drawing, is_writing, media_folder, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.labels import class_names
-from lightning_modules.overlays import SegmentedImage, draw_overlays
-from lightning_modules.pictures import (
+from lightning_modules.pictures.overlays import SegmentedImage, draw_overlays
+from lightning_modules.pictures.saving import (
     MaskedImage,
     dispensable,
     drawing,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 
 
 class FolderWriter(Callback, ABC):

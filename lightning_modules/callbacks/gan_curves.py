@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.callbacks.learning_curves import Curve, draw_curve, draw_rates, save_curves
 from lightning_modules.metrics_file import Row
-from lightning_modules.pictures import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from lightning_modules.pictures.saving import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

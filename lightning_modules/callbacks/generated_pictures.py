@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_modules.images import to_uint8
-from lightning_modules.pictures import drawing, is_writing, save_picture
+from lightning_modules.pictures.images import to_uint8
+from lightning_modules.pictures.saving import drawing, is_writing, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.animation import write_animation
 from lightning_modules.callbacks.generated_pictures import generated, picture_latents
 from lightning_modules.files import write_whole
-from lightning_modules.images import image_grid
-from lightning_modules.pictures import dispensable, drawing, is_writing, media_folder, save_picture
+from lightning_modules.pictures.animation import write_animation
+from lightning_modules.pictures.images import image_grid
+from lightning_modules.pictures.saving import dispensable, drawing, is_writing, media_folder, save_picture
 
 
 class GeneratedSamples(Callback):

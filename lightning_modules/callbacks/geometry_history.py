@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.files import written_whole
-from lightning_modules.pictures import BLUE, GREY, VERMILLION
+from lightning_modules.pictures.saving import BLUE, GREY, VERMILLION
 from models.convs import SynthesisedConv2d
 
 if TYPE_CHECKING:

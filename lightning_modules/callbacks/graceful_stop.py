@@ -65,8 +65,9 @@ class GracefulStop(StepBoundary):
 
 
 def _is_lost_worker(exception: BaseException) -> bool:
-    """Torch's own error, or what reading from a worker raises that ends in the middle of sending a batch."""
-    return "DataLoader worker" in str(exception) or isinstance(exception, (EOFError, ConnectionError))
+    """Torch's own errors, or what reading from a worker raises that ends in the middle of sending a batch."""
+    own = ("DataLoader worker", "Pin memory thread exited")  # the thread dies of what it reads from the worker
+    return any(said in str(exception) for said in own) or isinstance(exception, (EOFError, ConnectionError))
 
 
 def _exit_code(trainer: Trainer, signum: int) -> int:

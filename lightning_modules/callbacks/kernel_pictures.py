@@ -16,7 +16,7 @@ from lightning_modules.callbacks.geometry_history import (
     geometry_layers,
     learnt_geometry,
 )
-from lightning_modules.pictures import (
+from lightning_modules.pictures.saving import (
     DIVERGING,
     dispensable,
     drawing,

@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_modules.callbacks.generated_pictures import GeneratedPicture, generated, picture_latents, when
-from lightning_modules.images import image_grid
-from lightning_modules.panels import draw_panels
+from lightning_modules.pictures.images import image_grid
+from lightning_modules.pictures.panels import draw_panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

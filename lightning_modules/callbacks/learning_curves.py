@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.metrics_file import FIRST_COLUMNS, Row, read_metrics
-from lightning_modules.pictures import BLUE, GREEN, ORANGE, drawing, is_writing, save_picture
+from lightning_modules.pictures.saving import BLUE, GREEN, ORANGE, drawing, is_writing, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

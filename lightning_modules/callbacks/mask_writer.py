@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_modules.callbacks.folder_writer import FolderWriter
-from lightning_modules.overlays import voc_colour_map
+from lightning_modules.pictures.overlays import voc_colour_map
 
 
 class Submission(Protocol):

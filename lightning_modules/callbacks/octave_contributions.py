@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lightning_modules.callbacks.generated_pictures import GeneratedPicture, generated, picture_latents, when
-from lightning_modules.images import image_grid
-from lightning_modules.panels import draw_panels
+from lightning_modules.pictures.images import image_grid
+from lightning_modules.pictures.panels import draw_panels
 from models.convs import OctaveConv2d, OctaveConvTranspose2d, OctavePair
 from models.convs.octave.pair import HIGH, LOW
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.callbacks.first_images import FirstImages, resampled, shown_scale
-from lightning_modules.overlays import SegmentedImage
+from lightning_modules.pictures.overlays import SegmentedImage
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 """Name to the axis of a RAS+ volume that a plane stands upright on."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_modules.files import written_whole
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 from lightning_modules.processes import gather_on_first
 
 

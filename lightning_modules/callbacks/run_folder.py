@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_modules.environment import append_session, describe_environment
 from lightning_modules.files import write_whole
 from lightning_modules.loggers import MetricsCSVLogger
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 from lightning_modules.runs import Config, Run
 from lightning_modules.weights import STARTED_FROM
 

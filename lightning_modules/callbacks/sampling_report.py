@@ -16,7 +16,7 @@ from lightning_modules.files import write_whole
 from lightning_modules.labels import class_names
 from lightning_modules.metrics.coverage import Coverage
 from lightning_modules.metrics.intensities import SampleStatistics, class_distance, grey_value_distance
-from lightning_modules.pictures import dispensable, is_writing, media_folder
+from lightning_modules.pictures.saving import dispensable, is_writing, media_folder
 from lightning_modules.processes import sum_over_processes
 
 FILE = "sampling.csv"

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_modules.callbacks.first_images import FirstImages, resampled, shown_scale
-from lightning_modules.overlays import SegmentedImage
+from lightning_modules.pictures.overlays import SegmentedImage
 
 
 class SegmentationOverlays(FirstImages):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules.files import write_whole
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 
 FILE = "splits.csv"
 SPLITS = ("train", "val", "test")
@@ -25,7 +26,8 @@ class SplitTable(Callback):
     """Writes `<run folder>/splits.csv` at the start of a fit: a line for each subject of training, validation and test.
 
     `content` is a digest of a sample of the subject's first image, since other data sets may have subjects of the same
-    name. Of data modules without `subjects_of` nothing is written.
+    name. Of data modules without `subjects_of` nothing is written. A training needs no test subjects: where their files
+    cannot be read, a warning says so, and the table has none of them.
 
     An evaluation whose subjects are not those of the table is refused, so that it does not take the place of results on
     others. Where the table has none of its split, as in a folder of an evaluation, its subjects are added.
@@ -35,8 +37,12 @@ class SplitTable(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _names_subjects(trainer) and is_writing(trainer):
-            _write(trainer, {split: _rows(trainer, split) for split in SPLITS})
+        if not _names_subjects(trainer):
+            return
+        # In all processes, though one writes: an error in one alone leaves the others waiting.
+        table = {split: _rows(trainer, split) for split in ("train", "val")} | {"test": _rows_of_test(trainer)}
+        if is_writing(trainer):
+            _write(trainer, table)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -68,6 +74,14 @@ def _names_subjects(trainer: Trainer) -> bool:
 def _rows(trainer: Trainer, split: str) -> list[Row]:
     records: Sequence[Any] = trainer.datamodule.subjects_of(split)  # type: ignore[attr-defined]
     return [{"split": split, **{name: getattr(one, name) or "" for name in HEADER[1:]}} for one in records]
+
+
+def _rows_of_test(trainer: Trainer) -> list[Row]:
+    try:
+        return _rows(trainer, "test")
+    except OSError as error:
+        rank_zero_warn(f"{FILE} does not name the subjects for test, which cannot be read ({error}): a test will fail.")
+        return []
 
 
 def _identities(rows: Sequence[Row]) -> set[tuple[str, str]]:

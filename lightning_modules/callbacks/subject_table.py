@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.files import write_whole
 from lightning_modules.metrics.subjects import as_csv
-from lightning_modules.pictures import is_writing
+from lightning_modules.pictures.saving import is_writing
 
 
 class SubjectTable(Callback):

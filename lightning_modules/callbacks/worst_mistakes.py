@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_modules.labels import class_names
-from lightning_modules.pictures import drawing, is_writing, save_picture
+from lightning_modules.pictures.saving import drawing, is_writing, save_picture
 from lightning_modules.processes import gather_on_first
 
 if TYPE_CHECKING:

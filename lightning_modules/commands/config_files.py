@@ -14,7 +14,7 @@ import yaml
 PACKAGED = Path(__file__).resolve().parents[2] / "configs"
 
 EASIEST = "gaussian/digits.yaml"
-"""An experiment that needs no data, no GPU and seconds."""
+"""An experiment that needs no data and no GPU, and takes seconds."""
 
 Kind = Literal["experiment", "overlay", "trainer", "grid", "sweep"]
 """What a file is for: an experiment names a task, an overlay goes over some of these, one of the trainer over any."""
@@ -95,8 +95,8 @@ def configs_before(overlay: Path) -> list[str]:
     """Names of configurations that `overlay` can go over, a complete experiment first.
 
     Over any experiment goes an overlay of the trainer. Else they are those of a command in the head of a packaged
-    configuration, or an experiment in the overlay's folder or in the nearest one above that has any: rather one whose
-    head speaks of the overlay's folder than another.
+    configuration, or an experiment in the overlay's folder; else one in or below the nearest folder above that has any,
+    rather one whose head speaks of the overlay's folder than another.
     """
     if kind_of(overlay) == "trainer":
         return [EASIEST]
@@ -109,7 +109,7 @@ def configs_before(overlay: Path) -> list[str]:
     experiments = [path for path in packaged if kind_of(path) == "experiment"]
     for folder in overlay.absolute().parents:
         if near := [path for path in experiments if folder in path.parents and folder != PACKAGED]:
-            return [config_name(min(near, key=lambda path: (not _speaks_of(path, overlay), len(path.parts), path)))]
+            return [config_name(min(near, key=lambda path: _distance(path, overlay)))]
     return [EASIEST]
 
 
@@ -126,9 +126,11 @@ def how_to_make(run_folder: str, configs: Sequence[Path]) -> str:
     return f"See the head of {shown_path(speaking[-1])}" if speaking else ""
 
 
-def _speaks_of(experiment: Path, overlay: Path) -> bool:
-    folder = re.compile(rf"(?<![\w/]){re.escape(overlay.parent.name)}/")
-    return overlay.parent != experiment.parent and bool(folder.search("\n".join(head(experiment))))
+def _distance(experiment: Path, overlay: Path) -> tuple[bool, bool, int, Path]:
+    """The smaller, the more likely it is that the experiment is what the overlay is for."""
+    folder = overlay.absolute().parent
+    is_named = re.compile(rf"(?<![\w/]){re.escape(folder.name)}/").search("\n".join(head(experiment)))
+    return experiment.parent != folder, is_named is None, len(experiment.parts), experiment
 
 
 def _commands(config: Path) -> Iterator[str]:

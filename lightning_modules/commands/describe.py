@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from datamodules.patch_sampling import PatchCutter
+    from datamodules.volumes.patch_sampling import PatchCutter
     from models.patch_costs import PatchCost
 
 # What `extra_repr` shows besides the options that tell one convolution, pooling or variant from another.

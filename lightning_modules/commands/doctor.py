@@ -167,7 +167,7 @@ def check_data() -> Iterator[Finding]:
     root = Path(data_folder(None))
     named = "$CONVSUITE_DATA" if os.environ.get("CONVSUITE_DATA") else "default"
     found = {
-        data: sorted({path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern)})
+        data: sorted({folder.relative_to(root).as_posix() for folder in _folders(root, patterns)})
         for data, patterns in DATA_FOLDERS.items()
     }
     if any(found.values()):
@@ -219,6 +219,11 @@ CHECKS: list[Callable[[], Iterator[Finding]]] = [
     check_disk,
     check_wandb,
 ]
+
+
+def _folders(root: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Not the archives that a data set comes in, which may be named like its folder: none is read packed."""
+    return [path for pattern in patterns for path in root.glob(pattern) if path.is_dir()]
 
 
 def _version(package: str) -> str | None:

@@ -77,8 +77,8 @@ def _print(entries: Mapping[str, str], indent: str = "") -> None:
     column = " " * (len(indent) + longest + 2)
     for name, text in entries.items():
         beside = f"{indent}{name}".ljust(len(column))
-        if len(beside) > len(column):
-            print(beside)
+        if len(name) > longest:
+            print(f"{indent}{name}")
             beside = column
         print(textwrap.fill(text, width, initial_indent=beside, subsequent_indent=column, break_on_hyphens=False))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_modules.files import written_whole
-from lightning_modules.pictures import BLUE, GREEN, ORANGE, in_style
+from lightning_modules.pictures.saving import BLUE, GREEN, ORANGE, in_style
 from models.patch_costs import PatchCost
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_modules.commands.config_files import find_config
-from lightning_modules.grid import RUN_MEASURES, Cell, Grid, argument
-from lightning_modules.grid_results import Curves, Results, measured, summarise
-from lightning_modules.metrics_file import FIRST_COLUMNS, Row, last_values, read_metrics
-from lightning_modules.stability import summarise_courses
-from lightning_modules.tables import (
+from lightning_modules.grids.grid import RUN_MEASURES, Cell, Grid, argument
+from lightning_modules.grids.results import Curves, Results, measured, summarise
+from lightning_modules.grids.stability import summarise_courses
+from lightning_modules.grids.tables import (
     Table,
     check_page,
     measure_table,
@@ -29,6 +28,7 @@ from lightning_modules.tables import (
     value_table,
     write_table,
 )
+from lightning_modules.metrics_file import FIRST_COLUMNS, Row, last_values, read_metrics
 from models.names import check_name
 
 LONGEST_ERROR = 500  # characters of a cell's error that are shown; its log has all
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
         write_table(grid.name, table, page)
         print(f"The table stands in {page}.")
     if grid.figures:
-        from lightning_modules.figures import draw_figures
+        from lightning_modules.grids.figures import draw_figures
 
         for line in draw_figures(grid, results, curves):
             print(line)

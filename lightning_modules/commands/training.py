@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ class ConvsuiteCLI(LightningCLI):
             type=str | None,
             help="validate, test, predict: a checkpoint, or 'best' or 'last' of the run with these settings (default: "
             "best, where there is none last, and without any the weights of init_from or pretrained). "
-            "fit: a checkpoint to start a new run from.",
+            "fit: a checkpoint that a new run goes on from, with the same training and validation subjects where it "
+            "names them.",
         )
         if self.command == "describe":
             describe.add_arguments(parser)
@@ -210,7 +211,8 @@ class ConvsuiteCLI(LightningCLI):
             start.check_unchanged(self.run.last_checkpoint)
         elif start is not None and self.checkpoint is None:
             self._find(start)  # now, not after all images have been decoded
-        self._check_training_set()
+        with suppress(FileNotFoundError) if self.run.is_finished else nullcontext():  # its data may be gone
+            self._check_training_set()
         if self.run.is_finished:
             _say(f"{self.run} is trained already: nothing is left to do.")
             rank_zero_only(show_results)("fit", self.run.metrics(), self.run)
@@ -300,10 +302,14 @@ class ConvsuiteCLI(LightningCLI):
             raise MissingStartError(f"{error}. {how}" if how else str(error)) from error
 
     def _check_training_set(self) -> None:
-        """Refuse to go on with, or to show as done, a training in the run folder that was one on other data."""
-        checkpoint = self.run.find_checkpoint("last") or self.run.find_checkpoint()
+        """Refuse to go on with, or to show as done, a training that was one on other data, before they are read."""
+        data = type(self.datamodule)
+        if data.check_training_set is BaseDataModule.check_training_set:
+            return  # it does nothing, and checkpoints are large
+        named = self.checkpoint not in (None, "last")
+        checkpoint = self.checkpoint if named else self.run.find_checkpoint()
         if checkpoint is not None:
-            kept = read_checkpoint(checkpoint).get(type(self.datamodule).__qualname__)  # where Lightning puts it
+            kept = read_checkpoint(checkpoint).get(data.__qualname__)  # where Lightning puts it
             self.datamodule.check_training_set(kept or {})
 
     def _trained_alike(self, run: Run) -> Run | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 Loss = Callable[..., Tensor]
 
-SLAB_VALUES = 2**24  # 64 MiB of float32; images are smaller, and are one slab
+SLAB_VALUES = 2**24  # 64 MiB of float32; most images are one slab
 
 
 def slabs(logits: Tensor, *masks: Tensor) -> list[tuple[Tensor, ...]]:

@@ -35,7 +35,12 @@ class PixelConfusion(MulticlassConfusionMatrix):
         super().__init__(num_classes, ignore_index=ignore_index)
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Count `prediction` against `truth`, both int64 (N, ...) with values below C (the truth: or ignored)."""
+        """Count predictions against the truth, pixel by pixel.
+
+        Args:
+            prediction: Classes, of any integer type, (N, ...).
+            truth: Classes, or `ignore_index`, int64 (N, ...).
+        """
         is_ignored = truth == self.ignore_index
         spare = self.num_classes**2  # where ignored pixels go: picking the others would have to wait for a GPU
         cells = (truth * self.num_classes + prediction).masked_fill(is_ignored, spare).flatten()

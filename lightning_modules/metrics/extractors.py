@@ -43,7 +43,7 @@ class FeatureExtractor(ABC):
             ValueError: They have another shape, or another number of channels than the extractor takes.
         """
         if images.dtype != torch.uint8:
-            raise TypeError(f"extractors take uint8 images (lightning_modules.images.to_uint8), got {images.dtype}")
+            raise TypeError(f"extractors take uint8 images (`pictures.images.to_uint8`), got {images.dtype}")
         if images.dim() != 4:
             raise ValueError(f"extractors take images (N, C, H, W), got shape {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 ExtractorName = Literal["contrastive", "inception"]
 Split = Literal["train", "val", "test"]
 QUANTISATION = "uint8, rounded"
-"""Real images are bytes; generated ones become bytes before they are measured (`lightning_modules.images.to_uint8`)."""
+"""Real images are bytes; generated ones become bytes before they are measured (`pictures.images.to_uint8`)."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import yaml
 from lightning_modules import load_run
 from lightning_modules.base import BaseTask
 from lightning_modules.cli import main
+from lightning_modules.commands.config_files import configs_before
 from lightning_modules.commands.training import ConvsuiteCLI
 from lightning_modules.files import CheckpointError
-from lightning_modules.grid import Grid
+from lightning_modules.grids.grid import Grid
 from models import create_model
 from tests.helpers.cats_dogs import write_class_folders
 from tests.helpers.data import trust_fashion_mnist, write_celeba, write_fashion_mnist
@@ -37,24 +38,6 @@ TINY_VOLUMES = {  # network, inference and patch
     "deepmedic": ("{dimensions: 3, widths: [2], classifier_widths: [], padding: valid}", "{tile_size: 9, align: 3}", 9),
 }
 TINY_SUNET = "{filters: 4, block_depths: [1, 1, 1, 1], block_widths: [8, 8, 8, 8], output_stride: 8}"
-
-
-def base(name: str) -> str:
-    """Where an overlay is tried that says nothing of data and model itself."""
-    if name.startswith("ocgan/") or name == "trainer/ddp_gan.yaml":
-        return "ocgan/dcgan.yaml"
-    if name.startswith("gaussian/nuclei/"):
-        return "gaussian/nuclei/unet.yaml"
-    if name.startswith("medical/toy/"):
-        return "medical/toy/lesions.yaml"
-    if name.startswith("medical/brats/"):
-        over_deepmedic = name.endswith(("deepmedic.yaml", "padded.yaml"))
-        return f"medical/brats/{'deepmedic' if over_deepmedic else 'unet'}.yaml"
-    if name.startswith("sunet/"):
-        return {"imagenet": "sunet/imagenet/sunet_64.yaml", "voc": "sunet/voc/trainaug.yaml"}.get(
-            name.split("/")[1], "sunet/cityscapes/fine.yaml"
-        )
-    return "gaussian/cats_dogs/vgg16.yaml" if name.startswith("gaussian/cats_dogs/") else "gaussian/fashion_mnist.yaml"
 
 
 def names(*, complete: bool) -> list[str]:
@@ -98,12 +81,13 @@ def test_experiments_build_without_data(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", names(complete=False))
-def test_overlays_build_over_an_experiment(name, tmp_path, monkeypatch):
+def test_overlays_build_over_what_is_said_to_go_before_them(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    configs = [word for config in (*configs_before(CONFIGS / name), name) for word in ("--config", config)]
     # On whatever machine this is: where to run is the overlay's, whether that exists here is not.
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
     with ExitStack() as cleanup:
-        cli = ConvsuiteCLI("fit", ["--config", base(name), "--config", name, *here], cleanup)
+        cli = ConvsuiteCLI("fit", [*configs, *here], cleanup)
         assert cli.model.network is not None
     assert os.listdir(tmp_path) == []
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from datamodules.brats import BraTSDataModule
-from datamodules.brats_layouts import list_brats
-from datamodules.image_folder import DamagedFileError
-from datamodules.volume_store import MappedVolumes
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.layouts.brats import list_brats
+from datamodules.volumes.store import MappedVolumes
 from tests.helpers.volumes import (
     SIZE,
     brats_names,

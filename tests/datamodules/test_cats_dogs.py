@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from datamodules.cats_dogs import CatsDogsDataModule
-from datamodules.image_folder import DamagedFileError
+from datamodules.images.image_folder import DamagedFileError
 from tests.helpers.cats_dogs import write_class_folders, write_kaggle, write_microsoft, write_photo
 from tests.helpers.data import write_image_folder
 
@@ -294,7 +294,7 @@ def test_a_copy_for_another_process_carries_no_images(root):
 def test_images_are_decoded_once(root, cache, monkeypatch):
     write_class_folders(root)
     opened(root)
-    monkeypatch.setattr("datamodules.crop.open_image", None)
+    monkeypatch.setattr("datamodules.images.crop.open_image", None)
     opened(root, val_size=3, batch_size=7, flip=False, seed=5)
     assert [path.name[:5] for path in cache.glob("*.npy")] == ["16px-"]
 

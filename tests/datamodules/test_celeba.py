@@ -14,8 +14,8 @@ from torch import nn
 
 from datamodules import CelebADataModule
 from datamodules.celeba import read_partition
-from datamodules.image_folder import DamagedFileError
-from datamodules.memory_map import CacheError
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.memory_map import CacheError
 from tests.helpers.data import write_celeba, write_image_folder
 
 
@@ -257,7 +257,7 @@ def test_a_plain_folder(tmp_path):
 
 def test_images_are_decoded_once(root, cache, monkeypatch):
     opened(root)
-    monkeypatch.setattr("datamodules.crop.open_image", None)
+    monkeypatch.setattr("datamodules.images.crop.open_image", None)
     opened(root, val_size=3, batch_size=7, flip=True, seed=5)
     assert len(list(cache.glob("*.npy"))) == 1
 
@@ -324,7 +324,7 @@ def test_where_the_map_is_kept(root, tmp_path, monkeypatch):
 
 
 def test_in_a_distributed_job_other_processes_only_open(root, monkeypatch):
-    monkeypatch.setattr("datamodules.mapped_images.process_place", lambda: (2, 1))
+    monkeypatch.setattr("datamodules.images.mapped_images.process_place", lambda: (2, 1))
     data = CelebADataModule(root=str(root), image_size=16)
     with pytest.raises(CacheError, match=r"no complete .*\.npy: call prepare_data"):
         data.setup("fit")

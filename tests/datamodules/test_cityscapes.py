@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules.cityscapes import CLASSES, CityscapesDataModule
-from datamodules.image_folder import DamagedFileError
+from datamodules.images.image_folder import DamagedFileError
 from tests.helpers.photos import write_cityscapes, write_grey
 
 

@@ -9,10 +9,10 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules import coco_masks
 from datamodules.coco import COCODataModule
-from datamodules.image_folder import DamagedFileError
-from datamodules.memory_map import CacheError
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.memory_map import CacheError
+from datamodules.layouts import coco_masks
 from tests.helpers.photos import box, write_coco
 
 pytest.importorskip("pycocotools")

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchvision.datasets import FashionMNIST
 
 from datamodules import FashionMNISTDataModule
-from datamodules.image_folder import DamagedFileError
+from datamodules.images.image_folder import DamagedFileError
 from tests.helpers.data import idx_bytes, trust_fashion_mnist, write_fashion_mnist, write_image_folder
 
 NAMES = [name for name, _ in FashionMNIST.resources]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.image_folder import DamagedFileError, read_image
 from datamodules.imagenet import ImageNetDataModule
-from datamodules.photo_augmentation import ResizedCentre
+from datamodules.images.image_folder import DamagedFileError, read_image
+from datamodules.photos.augmentation import ResizedCentre
 from tests.helpers.cats_dogs import write_photo
 from tests.helpers.data import write_image_folder
 from tests.helpers.imagenet import CLASSES, write_class_tree, write_official

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import nuclei_download
-from datamodules.image_folder import DamagedFileError
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.images.tiles import to_grey
+from datamodules.layouts import nuclei_download
+from datamodules.layouts.nuclei_download import unpack
+from datamodules.layouts.nuclei_objects import read_object_masks, read_outlines
 from datamodules.nuclei import MEAN_AND_STD, NucleiDataModule
-from datamodules.nuclei_download import unpack
-from datamodules.nuclei_objects import read_object_masks, read_outlines
-from datamodules.tiles import to_grey
 from tests.helpers.nuclei import TEST_SLIDES, TRAIN_SLIDES, aperio_xml, write_dsb2018, write_monuseg, write_tnbc
 
 REAL_DATA = os.environ.get("CONVSUITE_DATA", "")

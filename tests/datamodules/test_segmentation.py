@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from datamodules.image_folder import DamagedFileError, ImageFolder, open_image
+from datamodules.images.image_folder import DamagedFileError, ImageFolder, open_image
 from datamodules.nuclei import NucleiDataModule
 from tests.helpers.data import write_image_folder
 from tests.helpers.nuclei import write_dsb2018

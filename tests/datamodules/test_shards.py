@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datamodules import shards
-from datamodules.image_folder import DamagedFileError
 from datamodules.imagenet import ImageNetDataModule
+from datamodules.images.image_folder import DamagedFileError
 from tests.helpers.imagenet import write_tiny_imagenet
 
 pytest.importorskip("litdata")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.image_folder import DamagedFileError
-from datamodules.sbd import read_sbd_mask
+from datamodules.images.image_folder import DamagedFileError
+from datamodules.layouts.sbd import read_sbd_mask
 from datamodules.voc import PascalVOCDataModule, read_voc_mask, voc_colour
 from tests.helpers.data import write_image_folder
 from tests.helpers.photos import (
@@ -283,6 +283,18 @@ def test_damaged_files_are_named(tmp_path, damage, message):
     damage(home / "JPEGImages" / "2008_000000.jpg", home / "SegmentationClass" / "2008_000000.png")
     with pytest.raises(DamagedFileError, match=message):
         list(opened(tmp_path).val_dataloader())
+
+
+@pytest.mark.parametrize("void", [(0, 0, 0), (255, 255, 255)])
+def test_what_is_ignored_may_have_any_colour(tmp_path, void):
+    home = write_voc(tmp_path)
+    path = home / "SegmentationClass" / "2008_000000.png"
+    pixels = voc_mask("2008_000000")
+    assert 255 in pixels
+    image = Image.fromarray(pixels).convert("P")
+    image.putpalette([*(channel for value in range(255) for channel in voc_colour(value)), *void])
+    image.save(path)
+    assert read_voc_mask(path).tolist() == pixels.tolist()
 
 
 def test_masks_may_be_grey_in_any_mode(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.image_folder import DamagedFileError
+from datamodules.images.image_folder import DamagedFileError
 from datamodules.volume_folder import VolumeFolderDataModule
 from tests.helpers.volumes import SIZE, labels, scan, write_image_label_folders, write_nifti
 
@@ -208,12 +208,32 @@ def test_what_is_left_out_of_the_description_is_named(tmp_path):
     given(tmp_path, ["FLAIR"], ["background", "oedema", "core"])  # chosen by name: nothing to say
 
 
+def test_other_data_may_have_other_names_and_fewer_labels(tmp_path):
+    write_image_label_folders(tmp_path, CASES, described={"labels": {"background": 0, "tumour": 1, "oedema": 2}})
+    with pytest.warns(UserWarning, match=r"label 1 \(tumour\), here core; no label 3, here necrosis\. With"):
+        data = given(tmp_path, ["0000", "0001"], ["background", "core", "oedema", "necrosis"])
+    data.setup("test")
+    assert data.num_classes == 4
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_folder_to_predict_is_not_compared_with_another_data_set(tmp_path):
+    described = {"channel_names": {"3": "CT"}, "labels": {"background": 0, "lung": 1, "lesion": 2}}
+    home = write_image_label_folders(tmp_path, CASES, described=described)
+    names = {"modalities": ["0000"], "class_names": ["background", "lesion"]}
+    data = folder(tmp_path, **names, predict_root=str(home / "imagesTr"))
+    data.setup("predict")
+    assert len(data.predict_dataset) == 3
+    with pytest.raises(ValueError, match="no channel 0000"):
+        folder(tmp_path, **names)
+
+
 @pytest.mark.parametrize(
     ("modalities", "class_names", "message"),
     [
         (["0002"], ["background", "oedema", "core"], r"no channel 0002, but 0000 \(T1\), 0001 \(FLAIR\)"),
         (["0000", "0001"], ["background", "core", "oedema"], "'oedema' is label 2 in them and 1 in .*dataset"),
-        (["0000", "0001"], ["background", "oedema", "core", "x"], "for the labels 0 to 3, and the last one .* is 2"),
+        (["0000", "0001"], ["background", "Core", "Oedema"], "'oedema' is label 2 in them and 1 in .*dataset"),
     ],
 )
 def test_what_contradicts_the_description_is_refused(tmp_path, modalities, class_names, message):
@@ -299,3 +319,24 @@ def test_published_test_cases_are_not_among_those_trained_on(tmp_path):
     with pytest.raises(ValueError, match=r"1 of the 1 subjects for test are among those .*: liver_01"):
         folder(tmp_path, val_size=0).check_test()
     folder(tmp_path, train_subjects=list(CASES[1:]), val_size=0).check_test()
+
+
+def test_published_test_cases_are_compared_before_they_are_read(tmp_path):
+    home = write_image_label_folders(tmp_path, ["p1_a", "p2_a"], ["p1_b"], test_labels=True)
+    (home / "imagesTs" / "p1_b_0000.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(ValueError, match=r"or of the patients.*: p1_b\. .*change patient_pattern"):
+        folder(tmp_path, patient_pattern="^([^_]+)", val_size=0).check_test()
+
+
+def test_another_scan_of_who_was_trained_on_is_no_test_where_it_is_the_same_data_set(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    write_image_label_folders(own, ["rome_1_a", "rome_1_b", "rome_2_a"])
+    write_image_label_folders(other, ["bern_1_b", "bern_2_b"])
+    pattern = r"_(\d+)_"
+    named = {"patient_pattern": pattern, "val_size": 0}
+    data = folder(own, **named, train_subjects=["rome_1_a"], test_size=0)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"are among those .*: rome_1_b\."):
+        at("test", folder(own, **named, test_subjects=["rome_1_b"])).load_state_dict(data.state_dict())
+    with pytest.warns(UserWarning, match=r"have the names .* other files: bern_1_b"):
+        at("test", folder(other, **named, test_subjects=["bern_1_b"])).load_state_dict(data.state_dict())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_modules.grid import Cell, Grid
-from lightning_modules.grid_results import COLUMNS, Curves, Results
+from lightning_modules.grids.grid import Cell, Grid
+from lightning_modules.grids.results import COLUMNS, Curves, Results
 
 VALUES = """
 title: A table

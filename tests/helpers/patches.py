@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from datamodules.base import Split
-from datamodules.patches import PatchDataModule
-from datamodules.volumes import InMemoryVolumes, Volume, VolumeStore
+from datamodules.volumes.patches import PatchDataModule
+from datamodules.volumes.volume import InMemoryVolumes, Volume, VolumeStore
 
 
 def tiny_volume(number: int, size: Sequence[int] = (12, 10, 9), channels: int = 2) -> Volume:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.coco_masks import VOC_NUMBERS
-from lightning_modules.overlays import voc_colour_map
+from datamodules.layouts.coco_masks import VOC_NUMBERS
+from lightning_modules.pictures.overlays import voc_colour_map
 
 VOID = 255
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_modules import ClassificationTask, last_batch
+from lightning_modules import ClassificationTask, base, last_batch
 from lightning_modules.last_batch import check_single_sample
 from lightning_modules.sync_batch_norm import CPUSyncBatchNorm
 from models import create_model
@@ -37,6 +38,21 @@ def tiny_task(**options) -> ClassificationTask:
     return ClassificationTask("sunet_64", model_options=TINY, num_classes=2, **options)
 
 
+class Stream(IterableDataset):
+    def __init__(self, count: int) -> None:
+        self.samples = Noise(count, SIDE)
+
+    def __iter__(self):
+        return (self.samples[index] for index in range(len(self.samples)))
+
+
+class Lengthless:
+    """A sampler of eight samples that does not say so."""
+
+    def __iter__(self):
+        return iter(range(8))
+
+
 def fit(folder, samples: int, side: int = SIDE, drop_last: bool = False, batch_size: int = 4, task=None, **options):
     task = task or tiny_task()
     loader = DataLoader(Noise(samples, side), batch_size=batch_size, drop_last=drop_last)
@@ -61,9 +77,40 @@ def test_refuses_what_torch_would_refuse_at_the_end(output_stride, conv):
     assert set(ours) == {True, False}
 
 
+@pytest.mark.parametrize(("slices", "batch_size"), [(17, 16), (8, 1)])
+def test_slices_that_only_evaluation_passes_one_by_one(slices, batch_size):
+    unet = {"widths": [2] * 5, "kernel_size": 3, "convs_per_level": 1, "norm": "batch"}
+    options = {"in_channels": 1, "num_classes": 2, "network": "unet", "network_options": unet}
+    network = create_model("slice_wise", batch_size=batch_size, **options).train()
+    check_single_sample(network, torch.zeros(1, 1, 16, 16, slices), 4)
+    assert network(torch.randn(1, 1, 16, 16, slices)).isfinite().all()
+    with pytest.raises(ValueError, match="one value a channel"):
+        check_single_sample(network, torch.zeros(1, 1, 16, 16, 1), 4)
+
+
+class Drawing(nn.Sequential):
+    """Draws by itself, as attention with dropout does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(super().forward(x), training=self.training)
+
+
+class Counting(nn.Sequential):
+    """Holds something beside other modules."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.register_buffer("passes", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return super().forward(x)
+
+
 def test_leaves_no_trace():
     network = create_model("sunet_64", num_classes=2, **TINY).train()
     network.norm.eval()
+    network = Drawing(nn.Dropout(), Counting(network))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes, noise = [module.training for module in network.modules()], torch.get_rng_state()
     check_single_sample(network, torch.zeros(1, 3, 64, 64), 4)
@@ -84,6 +131,27 @@ def test_is_refused_before_the_first_step(tmp_path):
     assert task.trainer.global_step == 0
     with pytest.raises(ValueError, match=r"set data\.batch_size to 2 or more"):
         fit(tmp_path, 3, batch_size=1)
+
+
+def test_is_asked_once_a_fit(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(base, "has_single_last_batch", lambda trainer: asked.append(trainer.current_epoch))
+    task = fit(tmp_path, 5, side=64, max_epochs=2)
+    fit(tmp_path, 5, side=64, max_epochs=2, task=task)
+    assert asked == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: DataLoader(Stream(9), batch_size=4),
+        lambda: DataLoader(Noise(8, SIDE), batch_size=4, sampler=Lengthless()),
+    ],
+)
+def test_data_without_a_length_are_trained_on_as_they_come(tmp_path, loader):
+    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=2)
+    trainer.fit(tiny_task(), loader())
+    assert trainer.global_step == 2
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,21 @@ def test_impossible_options(options, message):
         tiny_segmentation(**options)
 
 
+@pytest.mark.parametrize(
+    ("here", "theirs", "message"),
+    [
+        ({"binary": True}, {}, r"has two logits, and this task one .*: set model\.binary to false, or, .*init_skip"),
+        ({}, {"binary": True}, r"has one logit \(binary: true\), and this task two: set model\.binary to true"),
+        ({"num_classes": 3}, {"binary": True}, "is for 2 classes, and here there are 3"),
+        ({"binary": True}, {"num_classes": 3}, "is for 3 classes, and here there are 2"),
+        ({}, {"num_classes": 3}, "is for 3 classes, and here there are 2"),
+    ],
+)
+def test_a_checkpoint_with_other_logits_says_so(here, theirs, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_segmentation(**here).load_state_dict(tiny_segmentation(**theirs).state_dict())
+
+
 def test_checkpoints_hold_plain_data(tmp_path):
     task = tiny_segmentation(binary=True, loss={"dice": 1.0, "focal": 2.0}, inference=truth_of_discs)
     trainer = tiny_trainer(tmp_path, max_epochs=1)

@@ -15,6 +15,8 @@ from tests.helpers.tiny_masks import tiny_segmentation
 
 IGNORED = 255
 CLASSES = 5
+WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
+REGION_LOSSES = ("dice", "focal_tversky", "generalized_dice")
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_slabs_are_views_across_the_first_axis(thin):
     assert parts[0][0].data_ptr() == logits.data_ptr()
 
 
-def test_images_are_one_slab():
+def test_most_images_are_one_slab():
     assert len(slabs(torch.empty(1, 21, 512, 512, device="meta"))) == 1
 
 
@@ -55,10 +57,21 @@ def test_classes_and_probabilities(thin):
     torch.testing.assert_close(probabilities, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", SEGMENTATION_LOSSES)
-def test_every_loss_is_that_of_the_whole(thin, name):
+@pytest.mark.parametrize("ignored", [IGNORED, 0, 2])  # the last two are classes as well
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in SEGMENTATION_LOSSES),
+        ("cross_entropy", {"class_weights": WEIGHTS, "label_smoothing": 0.1}),
+        ("focal", {"alpha": WEIGHTS}),
+        *((name, {"include_background": False}) for name in REGION_LOSSES),
+    ],
+)
+def test_every_loss_is_that_of_the_whole(thin, name, options, ignored):
     logits, mask = volume()
-    loss = segmentation_loss({name: 1.0, "cross_entropy": 0.5}, None, IGNORED)
+    mask[mask == IGNORED] = ignored
+    loss = segmentation_loss({name: 1.0, "cross_entropy": 0.5}, {name: options}, ignored)
+    assert loss(logits, mask) > 0
     torch.testing.assert_close(loss_in_slabs(loss, logits, mask), loss(logits, mask), rtol=1e-6, atol=0)
 
 

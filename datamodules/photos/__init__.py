@@ -1,0 +1,1 @@
+"""Photos of any size, decoded whenever they are drawn."""

@@ -1,0 +1,1 @@
+"""Grids of experiments: their cells, results, tables and figures."""

@@ -1,0 +1,1 @@
+"""Pictures of a run: how they are made and saved."""
