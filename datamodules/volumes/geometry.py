@@ -36,8 +36,7 @@ def native_transforms(
 
     Each step but reading is invertible, and each one's inverse is in the affine: `to_native` needs that and nothing
     else, for any chain of flips, crops, paddings, exchanges of axes, rotations and resamplings, these here or others.
-    (A deformation that is not affine, such as an elastic one, has no such inverse, and none is offered: it is for
-    training, where no prediction comes back.)
+    (An elastic deformation is not in the affine. `VolumeAugmentation.undeformed` takes it back first.)
 
     Args:
         keys: Keys of the images, one a channel.
@@ -186,9 +185,8 @@ def _resample(values: Tensor, to_values: Tensor, target: Tensor) -> None:
         grid = torch.meshgrid(*(torch.arange(s.start, s.stop, dtype=to_values.dtype) for s in region), indexing="ij")
         place = torch.stack(grid, -1) @ to_values[:-1, :-1].T + to_values[:-1, -1]
         is_inside = ((place >= -0.5 - _SHIFT) & (place <= size - 0.5 + _SHIFT)).all(-1)
-        interpolate = _linear if values.is_floating_point() else _majority
         part = target[(slice(None),) * (target.ndim - axes) + tuple(region)]
-        part[..., is_inside] = interpolate(values, place[is_inside])
+        part[..., is_inside] = interpolated(values, place[is_inside])
 
 
 def _box(size: Tensor, to_values: Tensor, target_size: Sequence[int]) -> list[slice]:
@@ -208,6 +206,17 @@ def _slabs(region: list[slice]) -> Iterator[list[slice]]:
     thickness = max(1, _SLAB // max(1, math.prod(s.stop - s.start for s in others)))
     for start in range(first.start, first.stop, thickness):
         yield [slice(start, min(start + thickness, first.stop)), *others]
+
+
+def interpolated(values: Tensor, places: Tensor) -> Tensor:
+    """Values at places between voxel centres, linearly; beyond the outermost centres, those of the border.
+
+    Args:
+        values: (..., *size) of floating point numbers, which gives numbers (..., N); or classes (*size) of an integer
+            type, which gives at each place, (N,), the class whose indicator is largest when all are interpolated.
+        places: Indices of voxels, float64 (N, d).
+    """
+    return _linear(values, places) if values.is_floating_point() else _majority(values, places)
 
 
 def _majority(values: Tensor, places: Tensor) -> Tensor:

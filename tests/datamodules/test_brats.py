@@ -316,8 +316,7 @@ def test_an_empty_test_says_how_to_fill_it(demo):
         data.setup("test")
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("brats_2018")
 def test_two_real_cases():
     data = BraTSDataModule(
         REAL_DATA,

@@ -1,7 +1,6 @@
 """Cats and Dogs in its layouts: found, labelled, split, decoded once, predicted; bad input."""
 
 import logging
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -368,8 +367,7 @@ def test_damaged_images_are_named_and_counted_or_skipped(root):
 # The real photos
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif("CONVSUITE_DATA" not in os.environ, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("cats_dogs")
 def test_the_real_photos():
     data = CatsDogsDataModule(val_size=90, seed=0, image_size=64)
     data.prepare_data()

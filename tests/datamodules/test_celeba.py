@@ -489,8 +489,7 @@ def test_a_trainer_prepares_trains_and_saves_the_settings(root, tmp_path):
     assert (settings["crop"], settings["image_size"], settings["val_size"]) == (0.9, 16, None)
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif("CONVSUITE_DATA" not in os.environ, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("celeba")
 def test_the_real_faces():
     data = CelebADataModule(val_size=500, seed=0)
     for stage in ("fit", "test", "predict"):

@@ -230,8 +230,7 @@ def test_class_names_are_those_of_torchvision():
     assert len(FashionMNISTDataModule.class_names) == FashionMNISTDataModule.num_classes
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("FashionMNIST")
 def test_the_real_archives():
     folder = Path(REAL_DATA) / "FashionMNIST"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -246,8 +245,7 @@ def test_the_real_archives():
     assert values.std(correction=0).item() == pytest.approx(FashionMNISTDataModule.std[0], abs=1e-7)
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("FashionMNIST")
 @pytest.mark.parametrize(("train_size", "val_size"), [(1000, 0), (1003, 5001), (None, 5000), (59_999, 1)])
 def test_subsets_of_the_real_images(train_size, val_size):
     data = opened(Path(REAL_DATA), train_size=train_size, val_size=val_size, download=False)

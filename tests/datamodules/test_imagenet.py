@@ -1,6 +1,5 @@
 """ImageNetDataModule: splits, batches, augmentation by the key, resuming, prediction, bad input."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -263,8 +262,7 @@ def test_options_out_of_range(options, message):
 # The real files
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif("CONVSUITE_DATA" not in os.environ, reason="CONVSUITE_DATA is not set")
+@pytest.mark.real_data("tiny-imagenet-200")
 def test_the_real_tiny_imagenet():
     options = {"folder": "tiny-imagenet-200", "image_size": 64, "resize_size": None, "seed": 0}
     present = ImageNetDataModule(**options, classes="present")

@@ -458,8 +458,7 @@ def test_archives_with_paths_outside_or_links_are_refused(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.zip"]
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(not Path(REAL_DATA, "monuseg").is_dir() or not REAL_DATA, reason="needs monuseg in CONVSUITE_DATA")
+@pytest.mark.real_data("monuseg")
 def test_the_real_monuseg_images():
     data = opened(Path(REAL_DATA), layout="monuseg", split="published", tile_size=128, val_size=0)
     data.setup("predict")

@@ -364,8 +364,7 @@ def test_impossible_options_are_refused_at_once(options, message):
         PascalVOCDataModule("/nowhere", **options)
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(not (Path(REAL_DATA) / "VOCdevkit").is_dir(), reason="CONVSUITE_DATA holds no VOCdevkit")
+@pytest.mark.real_data("VOCdevkit")
 def test_real_photos():
     data = opened(Path(REAL_DATA), batch_size=4, crop_size=96, resize=160)
     assert (len(data.train_dataset), len(data.val_dataset)) == (88, 46)

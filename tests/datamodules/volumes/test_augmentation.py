@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.volumes.augmentation import INTERVALS, VolumeAugmentation, _spline_field
+from datamodules.volumes.augmentation import INTERVALS, VolumeAugmentation, _deformation, _inverse, _spline_field
+from datamodules.volumes.geometry import put_back
 
 ALL = {"flips": (0, 1), "rotation": 20.0, "elastic": 1.0, "intensity": 0.2, "noise": 0.1}
 
@@ -111,11 +112,120 @@ def test_grey_values_change_within_bounds():
 
 def test_deformations_are_smooth_and_as_large_as_they_say():
     torch.manual_seed(0)
-    fields = torch.stack([_spline_field((32, 24)) for _ in range(200)])
+    fields = torch.stack([_spline_field(torch.randn(2, *[INTERVALS + 3] * 2), (32, 24)) for _ in range(200)])
     assert fields.shape == (200, 32, 24, 2)
     # The mean over places of the sum of squared weights of B-splines, 151/315, along both axes.
     assert fields.square().mean() == pytest.approx((151 / 315) ** 2, rel=0.1)
     assert fields.diff(dim=1).abs().max() < 4.5 * INTERVALS / 32 * 1.5
+
+
+def random_ellipsoid(size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Of semi-axes of .25 to .3 of the patch, near its middle; and an affine with unequal spacing, .8 to 1.6 mm."""
+    axes = len(size)
+    voxels = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), -1)
+    extent = torch.tensor(size)
+    centre, radii = (extent - 1) / 2 + 2 * torch.rand(axes) - 1, extent * (0.25 + 0.05 * torch.rand(axes))
+    affine = torch.diag(torch.cat([0.8 + 0.8 * torch.rand(axes), torch.ones(1)]).double())
+    affine[:-1, -1] = torch.randn(axes) * 50
+    return (((voxels - centre) / radii).square().sum(-1) <= 1).to(torch.uint8), affine
+
+
+def put_into(values: Tensor, affine: Tensor, mask: Tensor, mask_affine: Tensor) -> Tensor:
+    """Classes on the mask's grid, of probabilities or classes."""
+    if not values.is_floating_point():
+        return put_back(values, affine, torch.zeros_like(mask), mask_affine)
+    target = torch.stack([torch.ones(mask.shape), torch.zeros(mask.shape)])
+    return put_back(values, affine, target, mask_affine).argmax(0)
+
+
+def dice(a: Tensor, b: Tensor) -> float:
+    return (2 * (a * b).sum() / (a.sum() + b.sum())).item()
+
+
+def one_hot(mask: Tensor) -> Tensor:
+    return F.one_hot(mask.long(), 2).movedim(-1, 0).float()
+
+
+@pytest.mark.parametrize(("size", "context", "chains"), [((24, 20, 22), 3, 50), ((48, 40), 0, 20)])
+def test_deformed_patches_come_back(size, context, chains):
+    """Chains of flips, a turn and a deformation: probabilities are those of the mask, moved as an image is."""
+    torch.manual_seed(0)
+    augment = VolumeAugmentation(5, flips=range(len(size)), rotation=15, elastic=1.5)
+    undone, left = [], []
+    for index in range(chains):
+        mask, affine = random_ellipsoid(size)
+        image = F.pad(one_hot(mask), (context,) * 2 * len(size))
+        moved, _, place = augment(image, mask, affine, 0, index)
+        deformed = middle(moved, mask.shape)
+        probabilities, undeformed_place = augment.undeformed(deformed, image.shape[1:], affine, 0, index)
+        assert torch.equal(undeformed_place, place)
+        undone.append(dice(put_into(probabilities, place, mask, affine), mask))
+        left.append(dice(put_into(deformed, place, mask, affine), mask))
+    assert min(undone) > 0.98
+    assert all(before < after for before, after in zip(left, undone, strict=True))
+    assert sum(left) / chains < 0.96  # deformations are not so small that all this would not matter
+
+
+@pytest.mark.parametrize("as_values", [one_hot, torch.clone])
+def test_sharp_masks_come_back(as_values):
+    """Masks take the nearest value when deformed, which costs half a voxel: objects must be large to lose little."""
+    torch.manual_seed(0)
+    augment = VolumeAugmentation(6, flips=(0, 1), rotation=15, elastic=3)
+    for index in range(10):
+        mask, affine = random_ellipsoid((96, 80))
+        _, moved, place = augment(mask[None].float(), mask, affine, 0, index)
+        values, _ = augment.undeformed(as_values(moved * (moved != 255)), mask.shape, affine, 0, index)
+        assert dice(put_into(values, place, mask, affine), mask) > 0.98
+
+
+@pytest.mark.parametrize(("size", "image_size"), [((16, 12, 14), (20, 16, 18)), ((40, 36), (40, 36))])
+@pytest.mark.parametrize("intervals", [0.1, 0.25])
+def test_inverse_is_exact_to_a_hundredth_of_a_voxel(size, image_size, intervals):
+    """Against the field as the augmentation samples it: each voxel is sent where it goes, and must come back."""
+    torch.manual_seed(0)
+    length = min(image_size) / INTERVALS
+    coefficients = intervals * length * torch.randn(len(size), *[INTERVALS + 3] * len(size), dtype=torch.float64)
+    places, is_found = _inverse(coefficients, size, image_size)
+    voxels = torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in size), indexing="ij"), -1)
+    extents = torch.tensor(size).double(), torch.tensor(image_size).double()
+    displacement, jacobian = _deformation(coefficients, places[is_found], *extents)
+    assert is_found.double().mean() > 0.5
+    assert (places[is_found] + displacement - voxels[is_found]).abs().max() < 0.01
+    at_voxels, _ = _deformation(coefficients, voxels.flatten(0, -2), *extents)
+    regions = [slice((n - m) // 2, (n + m) // 2) for n, m in zip(image_size, size, strict=True)]
+    sampled = _spline_field(coefficients.float(), image_size)[*regions].double()
+    torch.testing.assert_close(at_voxels.view(*size, -1), sampled, rtol=0, atol=1e-5)
+    nudged, _ = _deformation(coefficients, places[is_found] + 1e-6, *extents)
+    torch.testing.assert_close((nudged - displacement) / 1e-6 + 1, jacobian.sum(-1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"flips": (0, 1)}, {"flips": (0, 1), "rotation": 15.0}])
+def test_without_elastic_nothing_is_undone(options):
+    image, mask, affine = sample()
+    augment = VolumeAugmentation(0, **options)
+    _, moved, place = augment(image, mask, affine, 0, 3)
+    values, same_place = augment.undeformed(moved, image.shape[1:], affine, 0, 3)
+    assert torch.equal(values, moved)
+    assert torch.equal(same_place, place)
+
+
+def test_what_left_the_patch_is_background():
+    _, mask, affine = sample()
+    augment = VolumeAugmentation(0, rotation=10, elastic=1)
+    known, _ = augment.undeformed(torch.ones_like(mask), mask.shape, affine, 0, 0)
+    probabilities, _ = augment.undeformed(one_hot(torch.ones_like(mask)), mask.shape, affine, 0, 0)
+    assert set(known.unique().tolist()) == {0, 1}
+    torch.testing.assert_close(probabilities, one_hot(known))
+
+
+def test_folds_and_values_that_do_not_fit_are_named():
+    _, mask, affine = sample()
+    with pytest.raises(ValueError, match=r"patch \(12, 10, 8\) folds, so that it has no inverse: give a lower elastic"):
+        VolumeAugmentation(0, elastic=10).undeformed(mask, mask.shape, affine, 0, 0)
+    with pytest.raises(
+        ValueError, match=r"values of shape \(12, 10, 8\) and torch.float32 do not fit an affine of 3 axes"
+    ):
+        VolumeAugmentation(0, elastic=1).undeformed(mask.float(), mask.shape, affine, 0, 0)
 
 
 @pytest.mark.parametrize(

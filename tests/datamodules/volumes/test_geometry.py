@@ -236,11 +236,9 @@ def test_spacing_keeps_places(tmp_path):
     assert set(read["mask"].as_tensor().unique().tolist()) == {0, 1, 2}
 
 
-@pytest.mark.real_data
+@pytest.mark.real_data("brats_2018")
 def test_a_real_subject_comes_back(tmp_path):
     case = Path(os.environ["CONVSUITE_DATA"]) / "brats_2018" / "case_1"
-    if not case.is_dir():
-        pytest.skip("no BraTS there")
     paths = {"FLAIR": case / "FLAIR.nii.gz", "mask": case / "GT_W.nii.gz"}
     read = native_transforms(["FLAIR"], "mask", "RAS", crop_foreground=True)(paths)
     native = NativeSpace.of(paths["mask"])
