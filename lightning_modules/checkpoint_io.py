@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lightning_modules.files import CheckpointError, read_checkpoint, write_whole
+from lightning_modules.files import CheckpointError, read_checkpoint, read_torch_file, write_whole
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -43,6 +43,8 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: str | os.PathLike, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """See `read_checkpoint`; `map_location` and `weights_only` change nothing: CPU, and True."""
+        if Path(path).name == ".temp.ckpt":  # weights alone, which strategies that fork bring back from their processes
+            return read_torch_file(Path(path), "checkpoint")
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:

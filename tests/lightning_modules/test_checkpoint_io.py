@@ -37,6 +37,15 @@ def test_round_trip_and_removal(tmp_path):
     assert not os.listdir(path.parent)
 
 
+def test_weights_come_back_from_processes_that_were_forked(tmp_path):
+    """Lightning's launcher hands them over in a file of this name, without what else a checkpoint has."""
+    AtomicCheckpointIO().save_checkpoint(SMALL["state_dict"], tmp_path / ".temp.ckpt")
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(tmp_path / ".temp.ckpt")["weight"], torch.ones(10))
+    AtomicCheckpointIO().save_checkpoint(SMALL["state_dict"], tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="no 'state_dict'"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_on_a_full_disk_the_previous_checkpoint_survives(tmp_path, full_disk):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(SMALL, path)
