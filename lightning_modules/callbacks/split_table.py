@@ -59,9 +59,9 @@ class SplitTable(Callback):
         if kept and _identities(kept) != _identities(rows):
             alike = [row["subject"] for row in kept] == [row["subject"] for row in rows]
             raise ValueError(
-                f"By {_path(trainer)} this folder is for results on {_first(kept)} ({split}), and this evaluation is "
-                f"of {'other files of these names' if alike else _first(rows)}. Write it to a folder of its own: name "
-                "the checkpoint (--ckpt_path) and the folder (--trainer.default_root_dir)."
+                f"{_path(trainer)} says that this folder is for results on {_first(kept)} ({split}), and this "
+                f"evaluation is of {'other files of these names' if alike else _first(rows)}. Write it to a folder of "
+                "its own: name the checkpoint (--ckpt_path) and the folder (--trainer.default_root_dir)."
             )
         if not kept and is_writing(trainer):
             _write(trainer, {**table, split: rows})

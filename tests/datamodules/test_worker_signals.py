@@ -1,5 +1,6 @@
 """Real workers under real signals."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -57,8 +58,15 @@ def _terminate_itself(worker: int) -> None:
 
 
 def test_the_main_process_can_end_a_worker_that_hangs():
-    running = begin(Hanging())
+    begun = multiprocessing.Event()
+
+    def leave_signals(worker: int) -> None:
+        leave_signals_to_main(worker)
+        begun.set()
+
+    running = begin(Hanging(), leave_signals)
     (worker,) = running._workers
+    assert begun.wait(timeout=60)  # before that any worker ends
     worker.terminate()
     worker.join(timeout=60)
     assert not worker.is_alive()

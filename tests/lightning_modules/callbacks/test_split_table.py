@@ -142,7 +142,9 @@ def test_a_run_does_not_take_another_data_set_for_its_own(tmp_path, monkeypatch,
         with pytest.raises(ValueError, match=r"without rome\d.*leave --ckpt_path out .*model\.init_from"):
             main(["fit", *tiny(other), f"--ckpt_path={run.last_checkpoint}", "--trainer.default_root_dir=further"])
     results = run.metrics_file.read_bytes()
-    with pytest.raises(ValueError, match=r"splits\.csv this folder is for results on rome\d \(test\), .* is of bern\d"):
+    with pytest.raises(
+        ValueError, match=r"splits\.csv says that this folder is for results on rome\d \(test\), .* is of bern\d"
+    ):
         main(["test", *tiny(other)])
     assert run.metrics_file.read_bytes() == results
     main(["test", f"--ckpt_path={run.checkpoint()}", f"--data.root={other}", "--trainer.default_root_dir=apart"])
